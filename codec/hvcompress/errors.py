@@ -1,0 +1,63 @@
+"""One tree of exceptions. Each class has the exit code that the command line returns for it."""
+
+from __future__ import annotations
+
+
+class HvcompressError(Exception):
+    """Anything that went wrong in a way we foresaw; the message is one line for a person."""
+
+    exit_code = 1
+
+
+class UsageError(HvcompressError):
+    """An argument makes no sense (quality out of range, wrong number of betas, output exists without -f)."""
+
+    exit_code = 2
+
+
+class InputError(HvcompressError):
+    """The input cannot be read or is not an image that Pillow knows."""
+
+    exit_code = 3
+
+
+class FormatError(HvcompressError):
+    """Not an .hvci file, or a damaged, truncated or self-contradictory one."""
+
+    exit_code = 4
+
+
+class UnsupportedError(FormatError):
+    """A well-formed .hvci file that needs a newer version of this program."""
+
+    exit_code = 5
+
+
+class ModelError(HvcompressError):
+    """The model is missing, damaged, or not the one that the file was made with."""
+
+    exit_code = 6
+
+
+class LimitError(HvcompressError):
+    """The picture is larger than the limits allow; checked before memory is taken."""
+
+    exit_code = 7
+
+
+class MismatchError(HvcompressError):
+    """Decoded latents differ from those the encoder had: this device does not compute what the format requires."""
+
+    exit_code = 8
+
+
+class OutputError(HvcompressError):
+    """The output cannot be written (no permission, disk full, broken pipe)."""
+
+    exit_code = 9
+
+
+class DeviceError(HvcompressError):
+    """The requested device is not there or does not pass the model's self-test."""
+
+    exit_code = 10
