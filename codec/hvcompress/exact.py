@@ -1,0 +1,184 @@
+"""Fixed-point arithmetic carried in float64: the same bits on every device.
+
+Everything that decides how the bitstream is read lies on dyadic grids: activations are multiples of 2^-10 within
+[-32, 32], weights multiples of 2^-12 within (-8, 8). A product of two such values, and every partial sum of products,
+is an integer multiple of 2^-22 far below 2^53 of them, hence exact in float64, hence independent of the order of
+summation, of fused multiply-add, and of the library that runs it. `docs/exactness.md` has the argument in full;
+`prove` checks its premise for given weights.
+
+The same modules are trained in ordinary floating point; `freeze` moves them to the grid once, at export.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .quality import LEVELS, interpolation
+
+ACTIVATION_BITS = 10
+ACTIVATION_LIMIT = 32.0
+WEIGHT_BITS = 12  # int16 holds |w| < 8
+BIAS_BITS = 22  # the grid of the products, so that adding a bias needs no rounding
+TABLE_BITS = 10
+EXACT_LIMIT = 2.0**52  # integers of float64 below this, and their halves, are exact
+PROFILE = "float64-dyadic-1"  # names the rules above; part of a model's fingerprint
+
+
+def round_half_up(x: Tensor) -> Tensor:
+    """floor(x + 1/2): unlike round-half-even, a rule that integer shifts reproduce."""
+    return torch.floor(x + 0.5)
+
+
+class Snap(nn.Module):
+    """Round to the activation grid and clamp to its range. In training only the clamp acts."""
+
+    exact = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.exact:
+            x = round_half_up(x * 2.0**ACTIVATION_BITS) * 2.0**-ACTIVATION_BITS
+        return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+class ExactConv2d(nn.Conv2d):
+    """Stride-1 convolution, 1x1 or 3x3 with zero padding. (B, C_in, H, W) -> (B, C_out, H, W).
+
+    When exact it runs as a matrix product over unfolded patches: a convolution routine may choose Winograd or FFT,
+    whose intermediate values leave the grid.
+    """
+
+    exact = False
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.exact:
+            return super().forward(x)
+        batch, _, height, width = x.shape
+        k = self.kernel_size[0]
+        patches = x.reshape(batch, -1, height * width) if k == 1 else F.unfold(x, k, padding=k // 2)
+        y = torch.matmul(self.weight.reshape(self.out_channels, -1), patches)  # (B, C_out, H*W)
+        return (y + self.bias[:, None]).reshape(batch, self.out_channels, height, width)
+
+
+class QualityTable(nn.Module):
+    """One row of `channels` values per quality index. (B,) int64 -> (B, channels, 1, 1).
+
+    Trained as a curve through a few knots, spread evenly over the quality range; exact as a stored table.
+    """
+
+    exact = False
+
+    def __init__(self, channels: int, knots: int, start: Tensor | float = 0.0):
+        super().__init__()
+        self.channels = channels
+        self.knots = nn.Parameter(torch.zeros(knots, channels) + start)
+
+    def table(self) -> Tensor:
+        """(LEVELS, channels), float."""
+        return _hats(len(self.knots), self.knots.device) @ self.knots
+
+    def forward(self, quality: Tensor) -> Tensor:
+        if self.exact:
+            rows = self.frozen[quality]
+        else:
+            rows = _hats(len(self.knots), quality.device)[quality] @ self.knots
+        return rows[:, :, None, None]
+
+
+@lru_cache
+def _hats(knots: int, device: torch.device) -> Tensor:
+    """(LEVELS, knots) interpolation weights."""
+    with torch.inference_mode(False):  # it is kept, and may serve training later
+        return torch.tensor(interpolation(knots), dtype=torch.float32, device=device)
+
+
+def _on_grid(x: Tensor, bits: int) -> Tensor:
+    """(...) float -> int64 multiples of 2^-bits."""
+    return round_half_up(x.detach().double() * 2.0**bits).long()
+
+
+def to_integers(module: nn.Module) -> dict[str, Tensor]:
+    """The grid values of a trained exact path as integers, for storage: weights int16, everything else int32.
+
+    Raises ModelError if a weight does not fit the grid.
+    """
+    integers: dict[str, Tensor] = {}
+
+    def put(name: str, values: Tensor, dtype: torch.dtype) -> None:
+        info = torch.iinfo(dtype)
+        if values.min() < info.min or values.max() > info.max:
+            raise ModelError(f"{name} does not fit the fixed-point grid: {values.min()}..{values.max()}")
+        integers[name] = values.to(dtype).contiguous()
+
+    covered: set[str] = set()
+    for name, part in module.named_modules():
+        if isinstance(part, ExactConv2d):
+            put(f"{name}.weight", _on_grid(part.weight, WEIGHT_BITS), torch.int16)
+            put(f"{name}.bias", _on_grid(part.bias, BIAS_BITS), torch.int32)
+            covered |= {f"{name}.weight", f"{name}.bias"}
+        elif isinstance(part, QualityTable):
+            put(f"{name}.table", _on_grid(part.table(), TABLE_BITS), torch.int32)
+            covered.add(f"{name}.knots")
+    for name, parameter in module.named_parameters():
+        if name not in covered:  # the learned start vector
+            put(name, _on_grid(parameter.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT), ACTIVATION_BITS), torch.int32)
+    return integers
+
+
+def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
+    """Load stored grid values into `module` and make it exact (float64, inference only). Inverse of `to_integers`.
+
+    Raises ModelError if a value is missing or has the wrong shape.
+    """
+
+    def take(name: str, shape: tuple[int, ...], bits: int) -> Tensor:
+        if name not in integers or tuple(integers[name].shape) != shape:
+            raise ModelError(f"the model has no {name} of shape {shape}")
+        return integers[name].double() * 2.0**-bits
+
+    module.double().eval().requires_grad_(False)
+    covered: set[str] = set()
+    for name, part in module.named_modules():
+        if isinstance(part, ExactConv2d):
+            part.weight.data = take(f"{name}.weight", tuple(part.weight.shape), WEIGHT_BITS)
+            part.bias.data = take(f"{name}.bias", tuple(part.bias.shape), BIAS_BITS)
+            covered |= {f"{name}.weight", f"{name}.bias"}
+        elif isinstance(part, QualityTable):
+            table = take(f"{name}.table", (LEVELS, part.channels), TABLE_BITS)
+            part.register_buffer("frozen", table, persistent=False)
+            covered.add(f"{name}.knots")
+        if isinstance(part, (ExactConv2d, QualityTable, Snap)):
+            part.exact = True
+    for name, parameter in module.named_parameters():
+        if name not in covered:
+            parameter.data = take(name, tuple(parameter.shape), ACTIVATION_BITS)
+    return module
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Move a trained exact path onto the grid, in place: what export does, and what a file will be decoded with."""
+    return from_integers(module, to_integers(module))
+
+
+def prove(module: nn.Module) -> float:
+    """Largest sum that any output channel of any convolution can reach, as a share of what float64 holds exactly.
+
+    For each output channel: (sum |w| * max |x| + |b|), counted in units of the product grid 2^-22, against 2^52.
+    Raises ModelError where the share is 1 or more; then sums might round and the order of summation would matter.
+    """
+    worst = 0.0
+    for name, part in module.named_modules():
+        if isinstance(part, ExactConv2d):
+            reach = part.weight.abs().flatten(1).sum(1) * ACTIVATION_LIMIT + part.bias.abs()  # (C_out,)
+            share = (reach.max() * 2.0 ** (WEIGHT_BITS + ACTIVATION_BITS) / EXACT_LIMIT).item()
+            if not share < 1.0:
+                raise ModelError(f"sums of {name} may exceed 2^52 on the grid")
+            worst = max(worst, share)
+    return worst

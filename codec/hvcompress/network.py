@@ -1,0 +1,377 @@
+"""The hierarchical VAE: Encoder (bottom-up, posterior), TopDown (prior, exact), Synthesis (pixels).
+
+    image x --Encoder--> features at 1/4 .. 1/64
+    TopDown visits the latents z_1 (coarsest) .. z_L (finest):
+        prior      p(z_l | z_<l): mean, scale, step        from the top-down feature h
+        posterior  q(z_l | z_<l, x): mean                  from h and the encoder's feature
+        z_l = mean_p + step * round((mean_q - mean_p) / step)
+        h   = h + blocks(project(z_l))
+    Synthesis turns the last h into pixels.
+
+TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
+encoding, decoding, sampling and previews run the very same lines. It works on the fixed-point grid of `exact.py` once
+frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them.
+
+Shapes: B images, C channels, H x W pixels, both multiples of 64; a stride s means H/s x W/s positions.
+Related work: QRes-VAE and QARV (Duan et al. 2023) for quantization-aware hierarchical VAEs with a rate control input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .exact import ExactConv2d, QualityTable, Snap, round_half_up
+from .quality import LAMBDA_MAX, LAMBDA_MIN
+from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
+
+MAX_STRIDE = 64
+PIXEL_STRIDE = 4  # finest resolution at which the network works
+PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
+DOWN_GAIN = 0.5  # initial gain of a downsampling: a flat area has the same value at every stride
+RAW_SCALE = 16.0  # scale indices per unit of the prior network's second output
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent layer: its stride, its channels, and the residual blocks that follow it in the top-down path."""
+
+    stride: int
+    channels: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a network. Widths and blocks are given per stride 4, 8, 16, 32, 64."""
+
+    widths: dict[int, int] = field(default_factory=lambda: {4: 48, 8: 96, 16: 192, 32: 192, 64: 128})
+    encoder_blocks: dict[int, int] = field(default_factory=lambda: {4: 1, 8: 3, 16: 3, 32: 1, 64: 1})
+    latents: tuple[Latent, ...] = (
+        Latent(64, 32, 1),
+        Latent(32, 32, 1),
+        Latent(16, 48, 2),
+        Latent(16, 48, 2),
+        Latent(16, 48, 2),
+        Latent(8, 16, 1),
+        Latent(8, 16, 1),
+    )
+    synthesis_blocks: dict[int, int] = field(default_factory=lambda: {8: 1, 4: 2})
+    knots: int = 9
+
+    @staticmethod
+    def from_dict(values: dict) -> Config:
+        """From JSON or TOML, where keys of tables are strings."""
+
+        def by_stride(table: dict) -> dict[int, int]:
+            return {int(stride): int(value) for stride, value in table.items()}
+
+        return Config(
+            widths=by_stride(values["widths"]),
+            encoder_blocks=by_stride(values["encoder_blocks"]),
+            latents=tuple(Latent(**latent) for latent in values["latents"]),
+            synthesis_blocks=by_stride(values["synthesis_blocks"]),
+            knots=int(values["knots"]),
+        )
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a latent before it is decoded."""
+
+    layer: int  # 0 is the coarsest
+    feature: Tensor  # (B, C, H/s, W/s) top-down feature, which the posterior also sees
+    mean: Tensor  # (B, c, H/s, W/s)
+    scale_index: Tensor  # (B, c, H/s, W/s) an integer 0..SCALE_LEVELS-1 when exact, continuous and unbounded in training
+    step: Tensor  # (B, c, 1, 1) quantization step
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Building blocks
+
+
+def leaky(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 1/8, exact on a dyadic grid."""
+    return F.leaky_relu(x, 0.125)
+
+
+class Block(nn.Module):
+    """Residual bottleneck: x + W3 act(gain_q * (W2 act(W1 x)) + shift_q), with W1, W3 1x1 and W2 3x3 at half width."""
+
+    def __init__(self, channels: int, knots: int, snap: nn.Module):
+        super().__init__()
+        hidden = channels // 2
+        self.reduce = ExactConv2d(channels, hidden)
+        self.spatial = ExactConv2d(hidden, hidden, 3)
+        self.expand = ExactConv2d(hidden, channels)
+        self.gain = QualityTable(hidden, knots, start=1.0)
+        self.shift = QualityTable(hidden, knots)
+        self.snap = snap
+        nn.init.zeros_(self.expand.weight)  # every block starts as the identity
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        snap = self.snap
+        y = snap(leaky(snap(self.reduce(x))))
+        y = snap(self.spatial(y))
+        y = snap(leaky(snap(y * self.gain(quality).to(y.dtype) + self.shift(quality).to(y.dtype))))
+        return snap(x + snap(self.expand(y)))
+
+
+def _linear_start(conv: nn.Conv2d, gain: float = 1.0) -> nn.Conv2d:
+    """Start a 1x1 convolution as a scaled orthogonal map: at first the whole network is linear and well conditioned."""
+    nn.init.orthogonal_(conv.weight, gain)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class Down(nn.Module):
+    """Halve the resolution: pixel unshuffle, then 1x1."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.mix = _linear_start(ExactConv2d(4 * in_channels, out_channels), DOWN_GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(F.pixel_unshuffle(x, 2))
+
+
+class Up(nn.Module):
+    """Double the resolution: 1x1, then pixel shuffle."""
+
+    def __init__(self, in_channels: int, out_channels: int, snap: nn.Module):
+        super().__init__()
+        self.mix = _linear_start(ExactConv2d(in_channels, 4 * out_channels), 1 / DOWN_GAIN)
+        self.snap = snap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.snap(self.mix(x)), 2)
+
+
+def _run(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, quality)
+    return x
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The three parts
+
+
+class Posterior(nn.Module):
+    """Mean of q(z_l | z_<l, x) from the top-down feature and the encoder's feature at the same stride."""
+
+    def __init__(self, width: int, channels: int, knots: int):
+        super().__init__()
+        self.merge = nn.Conv2d(2 * width, width, 1)
+        self.block = Block(width, knots, nn.Identity())
+        self.mean = _linear_start(nn.Conv2d(width, channels, 1))
+        with torch.no_grad():  # start by listening to the encoder alone
+            nn.init.zeros_(self.merge.bias)
+            self.merge.weight.zero_()
+            self.merge.weight[:, width:] = torch.eye(width)[:, :, None, None]
+
+    def forward(self, feature: Tensor, encoded: Tensor, quality: Tensor) -> Tensor:
+        merged = self.merge(torch.cat((feature, encoded), 1))
+        return self.mean(self.block(merged, quality))  # (B, c, H/s, W/s)
+
+
+class Encoder(nn.Module):
+    """Bottom-up features and the posteriors that use them. Floating point; needed for encoding only."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        widths, knots = config.widths, config.knots
+        self.stem = _linear_start(nn.Conv2d(3 * PIXEL_STRIDE**2, widths[PIXEL_STRIDE], 1))
+        self.downs, self.stages = nn.ModuleDict(), nn.ModuleDict()
+        stride = PIXEL_STRIDE
+        while True:
+            blocks = [Block(widths[stride], knots, nn.Identity()) for _ in range(config.encoder_blocks[stride])]
+            self.stages[str(stride)] = nn.ModuleList(blocks)
+            if stride == MAX_STRIDE:
+                break
+            self.downs[str(2 * stride)] = Down(widths[stride], widths[2 * stride])
+            stride *= 2
+        self.posteriors = nn.ModuleList(
+            Posterior(widths[latent.stride], latent.channels, knots) for latent in config.latents
+        )
+
+    def forward(self, image: Tensor, quality: Tensor) -> dict[int, Tensor]:
+        """(B, 3, H, W) in [0, 1], (B,) -> features by stride, (B, C, H/s, W/s)."""
+        x = self.stem(F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
+        features = {}
+        stride = PIXEL_STRIDE
+        while True:
+            features[stride] = x = _run(self.stages[str(stride)], x, quality)
+            if stride == MAX_STRIDE:
+                return features
+            stride *= 2
+            x = self.downs[str(stride)](x)
+
+
+def log_step_start(stride: int, place: Tensor | float) -> Tensor | float:
+    """Logarithm of the quantization step to start from; place runs from 0 (quality 0) to 1 (quality 100).
+
+    High-resolution theory: with R = -1/2 log2 D per coefficient and D = step^2 / 12, the Lagrangian's minimum is at
+    step = 5.09 / sqrt(lambda) grey levels for orthonormal coefficients; units shrink by 2 * DOWN_GAIN per halving.
+    """
+    log_lambda = math.log(LAMBDA_MIN) + place * math.log(LAMBDA_MAX / LAMBDA_MIN)
+    units = math.log(PIXEL_SCALE / 255) + math.log2(stride / PIXEL_STRIDE) * math.log(2 * DOWN_GAIN)
+    return math.log(5.09) - 0.5 * log_lambda + units
+
+
+class LatentLayer(nn.Module):
+    """Prior of one latent, and what becomes of the top-down feature once the latent is known."""
+
+    def __init__(self, latent: Latent, index: int, width: int, up: Up | None, knots: int, snap: nn.Module):
+        super().__init__()
+        self.index = index
+        self.up = up
+        self.prior = ExactConv2d(width, 2 * latent.channels)
+        self.project = _linear_start(ExactConv2d(latent.channels, width))
+        self.blocks = nn.ModuleList(Block(width, knots, snap) for _ in range(latent.blocks))
+        self.snap = snap
+        nn.init.zeros_(self.prior.weight)
+        nn.init.zeros_(self.prior.bias)
+        places = torch.linspace(0.0, 1.0, knots)[:, None]
+        log_step = log_step_start(latent.stride, places)  # (knots, 1)
+        self.step = Step(latent.channels, knots, log_step)
+        # An index counts the logarithm of (deviation / step): as the step shrinks with quality, the index grows.
+        log_ratio = log_step_start(latent.stride, 0.0) - log_step - math.log(SCALE_MIN)
+        self.scale_shift = QualityTable(latent.channels, knots, log_ratio / LOG_SCALE_STEP)
+
+    def look(self, h: Tensor, quality: Tensor) -> Prior:
+        """The prior p(z_l | z_<l), from the feature before the latent is known."""
+        if self.up is not None:
+            h = self.up(h)
+        mean, raw = self.snap(self.prior(h)).chunk(2, dim=1)
+        index = raw * RAW_SCALE + self.scale_shift(quality)
+        if self.snap.exact:
+            index = round_half_up(index).clamp(0, SCALE_LEVELS - 1)
+        return Prior(self.index, h, mean, index, self.step(quality))
+
+    def absorb(self, h: Tensor, z: Tensor, quality: Tensor) -> Tensor:
+        """The feature once the latent z (B, c, H/s, W/s) is known."""
+        h = self.snap(h + self.snap(self.project(z.to(h.dtype))))
+        return _run(self.blocks, h, quality)
+
+
+class Step(QualityTable):
+    """Quantization steps: the trained curve is their logarithm, the stored table the steps themselves."""
+
+    def table(self) -> Tensor:
+        return torch.exp(super().table()).clamp_min(2.0**-9)
+
+    def forward(self, quality: Tensor) -> Tensor:
+        rows = super().forward(quality)
+        return rows if self.exact else torch.exp(rows)
+
+
+class TopDown(nn.Module):
+    """The generative path down to the last latent. Exact once frozen."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.snap = Snap()
+        self.start = nn.Parameter(torch.zeros(config.widths[MAX_STRIDE]))
+        self.layers = nn.ModuleList()
+        stride = MAX_STRIDE
+        for index, latent in enumerate(config.latents):
+            up = None
+            if latent.stride != stride:
+                up = Up(config.widths[stride], config.widths[latent.stride], self.snap)
+            width = config.widths[latent.stride]
+            self.layers.append(LatentLayer(latent, index, width, up, config.knots, self.snap))
+            stride = latent.stride
+
+    def walk(self, qualities: Tensor, height: int, width: int) -> Generator[Prior, Tensor, Tensor]:
+        """Visit the latents coarse to fine: yields each Prior, is sent each latent (B, c, H/s, W/s).
+
+        qualities: (B, L) int64, the quality index of every layer. height, width: of the image, multiples of 64.
+        Returns the feature (B, C, H/8, W/8) after the last latent, for the synthesis.
+        """
+        batch = qualities.shape[0]
+        h = self.start[None, :, None, None].expand(batch, -1, height // MAX_STRIDE, width // MAX_STRIDE)
+        for index, layer in enumerate(self.layers):
+            quality = qualities[:, index]
+            prior = layer.look(h, quality)
+            z = yield prior
+            h = layer.absorb(prior.feature, z, quality)
+        return h
+
+
+class Synthesis(nn.Module):
+    """From the last top-down feature to pixels. Floating point."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        stride, self.strides = config.latents[-1].stride, []
+        self.ups, self.stages = nn.ModuleDict(), nn.ModuleDict()
+        while True:
+            self.strides.append(stride)
+            blocks = [Block(config.widths[stride], config.knots, nn.Identity())
+                      for _ in range(config.synthesis_blocks[stride])]
+            self.stages[str(stride)] = nn.ModuleList(blocks)
+            if stride == PIXEL_STRIDE:
+                break
+            self.ups[str(stride // 2)] = Up(config.widths[stride], config.widths[stride // 2], nn.Identity())
+            stride //= 2
+        self.out = nn.Conv2d(config.widths[PIXEL_STRIDE], 3 * PIXEL_STRIDE**2, 3, padding=1)
+        with torch.no_grad():  # start as the 1x1 map that the encoder's stem starts as
+            nn.init.zeros_(self.out.bias)
+            self.out.weight.zero_()
+            nn.init.orthogonal_(self.out.weight[:, :, 1, 1])
+
+    def forward(self, h: Tensor, quality: Tensor) -> Tensor:
+        """(B, C, H/8, W/8), (B,) -> (B, 3, H, W), nominally in [0, 1], not clamped."""
+        for stride in self.strides:
+            if str(stride) in self.ups:
+                h = self.ups[str(stride)](h)
+            h = _run(self.stages[str(stride)], h, quality)
+        return F.pixel_shuffle(self.out(h), PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+
+
+class HierarchicalVAE(nn.Module):
+    """The three parts together, as they are trained."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.topdown = TopDown(config)
+        self.synthesis = Synthesis(config)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Walking down
+
+
+def descend(walk: Generator[Prior, Tensor, Tensor], choose: Callable[[Prior], Tensor]) -> Tensor:
+    """Drive `TopDown.walk`: `choose` maps each prior to its latent. Returns the last feature."""
+    try:
+        prior = next(walk)
+        while True:
+            prior = walk.send(choose(prior))
+    except StopIteration as stop:
+        return stop.value
+
+
+def dequantize(prior: Prior, symbols: Tensor, snap: nn.Module) -> Tensor:
+    """z = mean + step * symbols, on the grid. symbols: (B, c, H/s, W/s), integers in the prior's dtype."""
+    return snap(prior.mean + prior.step * symbols)
+
+
+def scale_of(scale_index: Tensor) -> Tensor:
+    """Standard deviation, in quantization steps, of a (possibly continuous) scale index."""
+    return torch.exp(scale_index * LOG_SCALE_STEP + math.log(SCALE_MIN))
+
+
+def count_parameters(parts: Sequence[nn.Module]) -> int:
+    """Number of trained values in `parts`."""
+    return sum(p.numel() for part in parts for p in part.parameters())
