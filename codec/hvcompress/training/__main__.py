@@ -1,0 +1,42 @@
+"""`python -m hvcompress.training RECIPE --data DIR --out DIR`: see `trainer`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ..errors import HvcompressError
+from .trainer import train
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m hvcompress.training", description="Train a model from a recipe.")
+    parser.add_argument("recipe", type=Path, help="TOML file: the network's sizes and the training settings")
+    parser.add_argument("--data", type=Path, required=True, help="folder of photographs, searched recursively")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed from where it stands")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--steps", type=int, help="stop the trunk at this step (default: only when interrupted)")
+    parser.add_argument("--anneal", type=int, metavar="N", help="branch off and take the learning rate to 0 in N steps")
+    arguments = parser.parse_args()
+    try:
+        train(
+            arguments.recipe,
+            arguments.data,
+            arguments.out,
+            device=torch.device(arguments.device),
+            steps=arguments.steps,
+            anneal=arguments.anneal,
+        )
+    except HvcompressError as error:
+        print(f"hvcompress.training: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Training images: decoded once into memory, then cropped at random as a pure function of (seed, step).
+
+Because a batch depends on nothing but its step, a resumed run sees exactly the batches that an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files under `folder`, sorted by their path relative to it."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def split(paths: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
+    """(training, validation). The choice depends on file names alone, so it is the same everywhere."""
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    return sorted(ranked[held_out:]), ranked[:held_out]
+
+
+def load(path: Path, min_side: int, downscale: tuple[float, float], seed: int) -> np.ndarray | None:
+    """(H, W, 3) uint8, downscaled by a factor drawn from `downscale`; None where it is smaller than `min_side`.
+
+    Downscaling hides what an earlier compression left in the photograph.
+    """
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if min(image.size) < min_side:
+        return None
+    rng = np.random.default_rng([seed, int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16)])
+    factor = max(rng.uniform(*downscale), min_side / min(image.size))
+    if factor < 1:
+        size = tuple(max(min_side, round(side * factor)) for side in image.size)
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None)
+    return np.asarray(image)
+
+
+class Crops:
+    """Random square crops of photographs held in memory."""
+
+    def __init__(self, paths: list[Path], patch: int, downscale: tuple[float, float], seed: int):
+        self.patch, self.seed = patch, seed
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            loaded = pool.map(lambda path: load(path, patch, downscale, seed), paths)
+            self.images = [image for image in loaded if image is not None]
+        if not self.images:
+            raise InputError(f"no image of at least {patch} px on each side among {len(paths)} files")
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """(size, 3, patch, patch) float in [0, 1]: a function of the seed and `step` alone."""
+        rng = np.random.default_rng([self.seed, 1, step])
+        patch = self.patch
+        out = np.empty((size, patch, patch, 3), np.uint8)
+        for row, index in enumerate(rng.integers(len(self.images), size=size)):
+            image = self.images[index]
+            y = rng.integers(image.shape[0] - patch + 1)
+            x = rng.integers(image.shape[1] - patch + 1)
+            crop = image[y : y + patch, x : x + patch]
+            if rng.random() < 0.5:
+                crop = crop[:, ::-1]
+            if rng.random() < 0.2:  # other orientations, seldom: photographs are mostly upright
+                crop = crop.transpose(1, 0, 2)
+            out[row] = crop
+        return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255.0
+
+
+def centre_crops(paths: list[Path], patch: int) -> Tensor:
+    """(N, 3, patch, patch) float in [0, 1]: the middle of each validation photograph, at half its size."""
+    crops = []
+    for path in paths:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        factor = max(0.6, patch / min(image.size))
+        image = image.resize([max(patch, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
+        left, top = (image.width - patch) // 2, (image.height - patch) // 2
+        crops.append(np.asarray(image.crop((left, top, left + patch, top + patch))))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255.0

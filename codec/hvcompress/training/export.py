@@ -1,0 +1,152 @@
+"""Make the immutable model folder from a training run.
+
+    python -m hvcompress.training.export RUN --name NAME --data DIR --out FOLDER
+
+Moves the top-down path onto the fixed-point grid and proves it exact, fits the frequency tables to what the model
+produces on training photographs, stores the rest as float16, computes fingerprint and self-test, and measures on the
+held-out photographs what the grid costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..codec import Codec
+from ..entropy import SYMBOL_LIMIT, Tables, gaussian_tables, reach_of
+from ..errors import HvcompressError
+from ..exact import freeze, prove, to_integers
+from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
+from ..network import Config, HierarchicalVAE, count_parameters
+from ..quality import LEVELS, lambda_of
+from ..scales import SCALE_LEVELS
+from . import data
+from .trainer import Recipe, read_recipe, validate
+
+FIT_CROPS = 240  # training crops whose symbols shape the frequency tables
+
+
+def tensors_of(model: HierarchicalVAE, tables: Tables) -> dict[str, Tensor]:
+    """Everything that weights.safetensors holds."""
+    tensors = {f"topdown.{name}": value for name, value in to_integers(model.topdown).items()}
+    for part in ("encoder", "synthesis"):
+        for name, value in getattr(model, part).state_dict().items():
+            tensors[f"{part}.{name}"] = value.half().contiguous()
+    tensors["entropy.frequencies"] = torch.from_numpy(np.concatenate(tables.frequencies))
+    return tensors
+
+
+def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
+    """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
+    histogram = [np.zeros(2 * reach_of(k) + 1) for k in range(SCALE_LEVELS)]
+    for number in range(FIT_CROPS):
+        image = (crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        symbols, indices, _ = codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers)
+        for s, i in zip(symbols, indices):
+            for k in np.unique(i):
+                reach = reach_of(k)
+                values = s[i == k].astype(np.int64)
+                values = values[np.abs(values) <= min(reach, SYMBOL_LIMIT)]
+                histogram[k] += np.bincount(values + reach, minlength=2 * reach + 1)
+    return gaussian_tables(histogram)
+
+
+def grid_cost(model: HierarchicalVAE, images: Tensor, recipe: Recipe) -> list[dict[str, float]]:
+    """Rate and PSNR per validation quality, trained in floating point and moved to the grid."""
+    frozen = copy.deepcopy(model)
+    freeze(frozen.topdown)
+    rows = []
+    for before, after in zip(validate(model, images, recipe), validate(frozen, images, recipe)):
+        lam = lambda_of(before["quality"])
+        # At the Lagrangian's minimum a loss in PSNR is worth lambda * dD bits: count it as rate.
+        distortion = 255.0**2 * (10 ** (-after["psnr"] / 10) - 10 ** (-before["psnr"] / 10))
+        cost = (after["bpp"] - before["bpp"] + lam * distortion) / before["bpp"]
+        rows.append({**before, "grid_bpp": after["bpp"], "grid_psnr": after["psnr"], "grid_cost": cost})
+    return rows
+
+
+def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict, facts: dict) -> ModelFolder:
+    """Write weights.safetensors and config.json; `facts` are further entries of the latter."""
+    parts = assemble(tensors, network)
+    draft = ModelFolder(name, out, fingerprint_of(tensors, network), "", 0, {})
+    config = {
+        "name": name,
+        "description": facts.pop("description"),
+        "fingerprint": draft.fingerprint,
+        "self_test": Codec(draft, parts, torch.device("cpu")).self_test(),
+        "parameters": count_parameters([parts.encoder, parts.topdown, parts.synthesis]),
+        "exactness": {"largest_sum_share": prove(parts.topdown)},
+        "network": network,
+        **facts,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out / WEIGHTS)
+    (out / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return ModelFolder(name, out, draft.fingerprint, config["description"], config["parameters"], config)
+
+
+def network_of(config: Config) -> dict:
+    """The network's sizes as config.json holds them: JSON makes strings of the strides."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def export(run: Path, name: str, folder: Path, out: Path) -> ModelFolder:
+    """Write the model folder `out` from the EMA weights of the checkpoint in `run`. Returns its description."""
+    recipe = read_recipe(run / "recipe.toml")
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model = HierarchicalVAE(recipe.model)
+    model.load_state_dict(state["average"])
+    model.eval().requires_grad_(False)
+    training, held_out = data.split(data.find_images(folder), recipe.held_out)
+    network = network_of(recipe.model)
+
+    draft = ModelFolder(name, out, "0" * 64, "", 0, {})
+    codec = Codec(draft, assemble(tensors_of(model, gaussian_tables()), network), torch.device("cpu"))
+    crops = data.Crops(training[::4], recipe.patch, recipe.downscale, recipe.seed)
+    tensors = tensors_of(model, fit_tables(codec, crops))
+    rows = grid_cost(model, data.centre_crops(held_out, recipe.patch), recipe)
+    facts = {
+        "description": f"photographs, {state['step']} steps",
+        "trained": {"steps": state["step"], "hours": round(state["seconds"] / 3600, 2), "date": str(date.today())},
+        "held_out": [{key: round(value, 5) for key, value in row.items()} for row in rows],
+    }
+    written = write_folder(out, name, tensors, network, facts)
+    shutil.copyfile(run / "recipe.toml", out / "recipe.toml")
+    for row in rows:
+        print(
+            f"quality {row['quality']:3d}: {row['bpp']:.3f} bpp {row['psnr']:.2f} dB; on the grid "
+            f"{row['grid_bpp']:.3f} bpp {row['grid_psnr']:.2f} dB, cost {100 * row['grid_cost']:+.2f} % of the rate"
+        )
+    share = written.config["exactness"]["largest_sum_share"]
+    print(f"{out}: fingerprint {written.fingerprint[:16]}, largest sum {share:.1e} of what float64 holds exactly")
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m hvcompress.training.export", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder with checkpoint.pt and recipe.toml")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of photographs that it was trained on")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    arguments = parser.parse_args()
+    try:
+        export(arguments.run, arguments.name, arguments.data, arguments.out)
+    except HvcompressError as error:
+        print(f"hvcompress export: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

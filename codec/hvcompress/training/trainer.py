@@ -1,0 +1,330 @@
+"""Train a model from a recipe; resumable to the step.
+
+    python -m hvcompress.training RECIPE --data DIR --out DIR            the trunk: constant learning rate, for ever
+    python -m hvcompress.training RECIPE --data DIR --out DIR --anneal N  a branch of N steps down to zero, to be shipped
+
+The schedule is warm-up, stable, decay: the trunk may go on over many sittings, and whenever weights are to be shipped
+a short annealing branch starts from its latest checkpoint. So no training time is thrown away.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UsageError
+from ..network import Config, HierarchicalVAE, count_parameters
+from ..quality import LEVELS
+from . import data, objective
+from .klt import start_as_klt
+from .muon import Muon
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a training run but the data itself."""
+
+    model: Config
+    seed: int = 1
+    batch: int = 8
+    patch: int = 256
+    downscale: tuple[float, float] = (0.6, 1.0)  # range of the factor by which photographs are shrunk
+    held_out: int = 40  # photographs kept for validation
+    muon_lr: float = 1.5e-3
+    adam_lr: float = 1e-3
+    warmup: int = 200
+    clip: float = 1.0  # gradient norm
+    ema: float = 0.999
+    weight_exponent: float = 0.35
+    offset_share: float = 0.25  # share of the images that train with per-layer offsets
+    offset_range: int = 14  # in quality steps; 14 is a beta of about 2
+    silent_layers: int = 2  # finest layers switched off at first
+    silent_steps: int = 500
+    validate_every: int = 1000
+    checkpoint_seconds: float = 240.0
+
+
+def read_recipe(path: Path) -> Recipe:
+    """From TOML. Raises UsageError for unknown names, so that a misspelt setting is never silently ignored."""
+    with open(path, "rb") as file:
+        values = tomllib.load(file)
+    training = values.get("training", {})
+    known = {field.name for field in fields(Recipe)} - {"model"}
+    unknown = set(training) - known
+    if unknown:
+        raise UsageError(f"{path}: unknown settings: {', '.join(sorted(unknown))}")
+    if "downscale" in training:
+        training["downscale"] = tuple(training["downscale"])
+    return Recipe(model=Config.from_dict(values["model"]), **training)
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def learning_rate(step: int, warmup: int, decay_start: int | None, decay_steps: int) -> float:
+    """Factor on the learning rates: linear up, constant, and in an annealing branch linear down to zero."""
+    factor = min(1.0, (step + 1) / warmup)
+    if decay_start is not None:
+        factor *= max(0.0, 1.0 - (step - decay_start) / decay_steps)
+    return factor
+
+
+@dataclass
+class Run:
+    """The state that a checkpoint holds."""
+
+    model: HierarchicalVAE
+    average: HierarchicalVAE  # EMA of the weights
+    muon: Muon
+    adam: torch.optim.Adam
+    step: int = 0
+    seconds: float = 0.0  # spent training, over all sittings
+    decay_start: int | None = None
+    decay_steps: int = 0
+
+    def save(self, path: Path) -> None:
+        """Atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "decay_start": self.decay_start,
+            "decay_steps": self.decay_steps,
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        os.replace(part, path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.decay_start, self.decay_steps = state["decay_start"], state["decay_steps"]
+
+
+def start(recipe: Recipe, crops: data.Crops, device: torch.device) -> Run:
+    """A fresh run: initial weights from the recipe's seed and the principal axes of some photographs."""
+    torch.manual_seed(recipe.seed)
+    model = HierarchicalVAE(recipe.model)
+    start_as_klt(model, crops.batch(0, 64))
+    average = HierarchicalVAE(recipe.model)
+    average.load_state_dict(model.state_dict())
+    model.to(device, memory_format=torch.channels_last)
+    average.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    weights = [p for p in model.parameters() if p.dim() == 4]
+    others = [p for p in model.parameters() if p.dim() != 4]
+    return Run(
+        model,
+        average,
+        Muon(weights, recipe.muon_lr, precision=fast_precision(device)),
+        torch.optim.Adam(others, recipe.adam_lr, betas=(0.9, 0.99)),
+    )
+
+
+def draw(recipe: Recipe, layers: int, step: int) -> tuple[Tensor, Tensor]:
+    """Qualities (B,) and offsets (B, L) of one step, a function of seed and step alone."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    # Stratified: every batch covers the whole quality range evenly.
+    places = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+    quality = (places * LEVELS).long().clamp(0, LEVELS - 1)
+    r = recipe.offset_range
+    offsets = torch.randint(-r, r + 1, (recipe.batch, layers), generator=generator)
+    plain = torch.rand(recipe.batch, 1, generator=generator) >= recipe.offset_share
+    return quality, offsets.masked_fill(plain, 0)
+
+
+def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) -> objective.Outcome:
+    """One optimizer step on a batch (B, 3, H, W)."""
+    device = image.device
+    layers = len(recipe.model.latents)
+    quality, offsets = (t.to(device) for t in draw(recipe, layers, run.step))
+    silent = frozenset(range(layers - recipe.silent_layers, layers) if run.step < recipe.silent_steps else ())
+    factor = learning_rate(run.step, recipe.warmup, run.decay_start, run.decay_steps)
+    run.muon.param_groups[0]["lr"] = recipe.muon_lr * factor
+    run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
+    precision = fast_precision(device)
+    cast = torch.autocast(device.type, precision) if precision is torch.bfloat16 else nullcontext()
+    with cast:
+        outcome = objective.evaluate(
+            run.model, image, quality, offsets, noise=noise, weight_exponent=recipe.weight_exponent, silent=silent
+        )
+    run.muon.zero_grad()
+    run.adam.zero_grad()
+    outcome.loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip)
+    if torch.isfinite(norm):
+        run.muon.step()
+        run.adam.step()
+    decay = min(recipe.ema, (run.step + 1) / (run.step + 10))
+    with torch.no_grad():
+        pairs = list(zip(run.average.parameters(), run.model.parameters()))
+        torch._foreach_lerp_([a for a, _ in pairs], [m for _, m in pairs], 1 - decay)
+    run.step += 1
+    return outcome
+
+
+VALIDATION_QUALITIES = (5, 20, 35, 50, 65, 80, 95)
+
+
+@torch.no_grad()
+def validate(model: HierarchicalVAE, images: Tensor, recipe: Recipe, batch: int = 8) -> list[dict[str, float]]:
+    """Rate and PSNR of hard-rounded latents on held-out photographs (N, 3, P, P), for a few qualities."""
+    layers = len(recipe.model.latents)
+    rows = []
+    for level in VALIDATION_QUALITIES:
+        rates, psnrs = [], []
+        for chunk in images.split(batch):
+            n = len(chunk)
+            quality = torch.full((n,), level, device=images.device)
+            offsets = torch.zeros(n, layers, dtype=torch.long, device=images.device)
+            chunk = chunk.contiguous(memory_format=torch.channels_last)
+            outcome = objective.evaluate(
+                model, chunk, quality, offsets, noise=None, weight_exponent=recipe.weight_exponent
+            )
+            rates.append(outcome.rates)
+            psnrs.append(-10 * torch.log10(outcome.mse))
+        rate = torch.cat(rates).mean(0)  # (L,)
+        row = {"quality": level, "bpp": rate.sum().item(), "psnr": torch.cat(psnrs).mean().item()}
+        row |= {f"bpp_{layer + 1}": value for layer, value in enumerate(rate.tolist())}
+        rows.append(row)
+    return rows
+
+
+def append_csv(path: Path, row: dict) -> None:
+    """Append a row; the first writes the header."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def plot_validation(path: Path, rows: list[dict[str, float]], step: int) -> None:
+    """RD picture of the validation photographs. Does nothing where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4.5))
+    axes.plot([row["bpp"] for row in rows], [row["psnr"] for row in rows], "o-")
+    axes.set(xlabel="bits per pixel (estimated)", ylabel="PSNR [dB]", title=f"held-out photographs, step {step}")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def prepare(recipe: Recipe, crops: data.Crops, out: Path, device: torch.device, anneal: int | None) -> tuple[Run, Path]:
+    """A run resumed from its folder, or started; with `anneal`, the branch in a folder of its own."""
+    run = start(recipe, crops, device)
+    trunk = out / "checkpoint.pt"
+    if anneal is None:
+        if trunk.exists():
+            run.load(trunk)
+        return run, out
+    branches = sorted(out.glob(f"anneal-*-{anneal}/checkpoint.pt"))
+    unfinished = [path for path in branches if not (path.parent / "finished").exists()]
+    if unfinished:
+        run.load(unfinished[-1])
+        return run, unfinished[-1].parent
+    if not trunk.exists():
+        raise InputError(f"{trunk} is not there: train the trunk before annealing it")
+    run.load(trunk)
+    run.decay_start, run.decay_steps = run.step, anneal
+    branch = out / f"anneal-{run.step}-{anneal}"
+    branch.mkdir(exist_ok=True)
+    return run, branch
+
+
+def train(
+    recipe_path: Path, folder: Path, out: Path, *, device: torch.device, steps: int | None, anneal: int | None
+) -> Path:
+    """Train until `steps` (None: until interrupted), or to the end of an annealing branch. Returns the run's folder."""
+    recipe = read_recipe(recipe_path)
+    out.mkdir(parents=True, exist_ok=True)
+    training, held_out = data.split(data.find_images(folder), recipe.held_out)
+    if not training:
+        raise InputError(f"no images for training in {folder}")
+    crops = data.Crops(training, recipe.patch, recipe.downscale, recipe.seed)
+    run, where = prepare(recipe, crops, out, device, anneal)
+    shutil.copyfile(recipe_path, where / "recipe.toml")
+    end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
+    validation = data.centre_crops(held_out, recipe.patch).to(device)
+    million = count_parameters([run.model]) / 1e6
+    print(f"{million:.2f} M parameters; {len(crops.images)} photographs; from step {run.step} in {where}", flush=True)
+
+    noise = torch.Generator(device)
+    live = sys.stderr.isatty()
+    mean: dict[str, float] = {}
+    saved = time.monotonic()
+    try:
+        while end is None or run.step < end:
+            began = time.monotonic()
+            noise.manual_seed(recipe.seed * 7_000_003 + run.step)
+            image = crops.batch(run.step, recipe.batch).to(device).contiguous(memory_format=torch.channels_last)
+            outcome = train_step(run, recipe, image, noise)
+            run.seconds += time.monotonic() - began
+            now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
+            now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
+            now |= {f"bpp_{i + 1}": value for i, value in enumerate(outcome.rates.mean(0).tolist())}
+            if not math.isfinite(now["loss"]):
+                print(f"step {run.step}: loss is not finite; the step was skipped", flush=True)
+                continue
+            mean = {key: value + 0.99 * (mean.get(key, value) - value) for key, value in now.items()}
+            if live or run.step % 100 == 0:
+                line = f"step {run.step}  loss {mean['loss']:.3f}  {mean['bpp']:.3f} bpp  {mean['psnr']:.2f} dB"
+                line += f"  {run.seconds / 3600:.2f} h"
+                print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+            if run.step % 50 == 0:
+                append_csv(where / "log.csv", {"step": run.step, "seconds": round(run.seconds, 1), **mean})
+            if run.step % recipe.validate_every == 0 or run.step == end:
+                rows = validate(run.average, validation, recipe)
+                for row in rows:
+                    append_csv(where / "validation.csv", {"step": run.step, **row})
+                plot_validation(where / "validation.png", rows, run.step)
+                print(f"\nstep {run.step}: " + "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}" for r in rows), flush=True)
+            if time.monotonic() - saved > recipe.checkpoint_seconds or run.step == end:
+                run.save(where / "checkpoint.pt")
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        print("\ninterrupted; saving", flush=True)
+        run.save(where / "checkpoint.pt")
+        raise
+    if anneal is not None:
+        (where / "finished").touch()
+    return where
+
+
+def recipe_as_dict(recipe: Recipe) -> dict:
+    """For the CARD and for config.json."""
+    return asdict(recipe)

@@ -1,0 +1,156 @@
+"""The training loop on made-up pictures: it learns, resumes to the bit, anneals, exports."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvcompress.codec import load_model
+from hvcompress.errors import InputError, UsageError
+from hvcompress.image_io import read_picture
+from hvcompress.training import objective
+from hvcompress.training.data import Crops
+from hvcompress.training.export import export
+from hvcompress.training.muon import orthogonalise
+from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step
+
+RECIPE = """
+[model]
+knots = 3
+widths = { 4 = 16, 8 = 16, 16 = 16, 32 = 16, 64 = 16 }
+encoder_blocks = { 4 = 1, 8 = 1, 16 = 1, 32 = 1, 64 = 1 }
+synthesis_blocks = { 8 = 1, 4 = 1 }
+latents = [
+  { stride = 64, channels = 4, blocks = 1 },
+  { stride = 32, channels = 4, blocks = 1 },
+  { stride = 16, channels = 8, blocks = 1 },
+  { stride = 16, channels = 8, blocks = 1 },
+  { stride = 8, channels = 4, blocks = 1 },
+  { stride = 8, channels = 4, blocks = 1 },
+]
+
+[training]
+batch = 2
+patch = 64
+held_out = 2
+warmup = 2
+validate_every = 4
+checkpoint_seconds = 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six small pictures of coloured waves."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[0:80, 0:96]
+    for number in range(6):
+        planes = [128 + 100 * np.sin((x * (number + 1) + y * k) / 30) for k in range(3)]
+        Image.fromarray(np.stack(planes, 2).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run(recipe, folder, out, steps=None, anneal=None):
+    return train(recipe, folder, out, device=torch.device("cpu"), steps=steps, anneal=anneal)
+
+
+def weights(path):
+    return torch.load(path / "checkpoint.pt", weights_only=True)["average"]
+
+
+def test_resumes_to_the_step_then_anneals_and_exports(recipe, folder, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run(recipe, folder, straight, steps=8)
+    run(recipe, folder, broken, steps=3)
+    run(recipe, folder, broken, steps=8)
+    left, right = weights(straight), weights(broken)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+    branch = run(recipe, folder, straight, anneal=4)
+    assert branch.parent == straight and (branch / "finished").exists()
+    rows = list(csv.DictReader(open(branch / "validation.csv")))
+    assert {"bpp", "psnr", "bpp_1", "bpp_6"} <= set(rows[0])
+
+    export(branch, "waves", folder, tmp_path / "waves")
+    codec = load_model(tmp_path / "waves", "cpu")
+    picture = read_picture(folder / "0.png")
+    encoded = codec.encode(picture, 70)
+    assert len(encoded.data) < picture.pixels.size / 4
+
+
+def test_training_lowers_the_loss(recipe, tmp_path):
+    """On one batch seen again and again, from the transform codec that it starts as."""
+    generator = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):  # discs: edges, which no linear transform compacts well
+        y, x = np.mgrid[0:64, 0:64]
+        picture = np.full((64, 64, 3), 128.0)
+        for _ in range(6):
+            centre, radius = generator.uniform(0, 64, 2), generator.uniform(5, 20)
+            picture[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2] = generator.uniform(0, 255, 3)
+        Image.fromarray(picture.astype(np.uint8)).save(photos / f"{number}.png")
+    settings = read_recipe(recipe)
+    crops = Crops(sorted(photos.iterdir()), 64, (1.0, 1.0), 0)
+    state = start(settings, crops, torch.device("cpu"))
+    image, noise = crops.batch(0, 2), torch.Generator()
+    losses = [train_step(state, settings, image, noise).loss.item() for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_unknown_setting_is_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE + "learning_rat = 1\n")
+    with pytest.raises(UsageError):
+        read_recipe(path)
+
+
+def test_empty_folder_is_refused(recipe, tmp_path):
+    with pytest.raises(InputError):
+        run(recipe, tmp_path, tmp_path / "run", steps=1)
+
+
+def test_command_line_says_what_is_wrong(recipe, tmp_path):
+    command = [sys.executable, "-m", "hvcompress.training", str(recipe), "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == InputError.exit_code and "Traceback" not in done.stderr
+
+
+def test_schedule():
+    assert learning_rate(0, 10, None, 0) == pytest.approx(0.1)
+    assert learning_rate(500, 10, None, 0) == 1.0
+    assert learning_rate(150, 10, 100, 100) == pytest.approx(0.5)
+    assert learning_rate(200, 10, 100, 100) == 0.0
+
+
+def test_bits_are_a_probability():
+    symbols = torch.arange(-400.0, 401.0)
+    for index in (0.0, 20.0, 40.0, 55.5):
+        total = torch.exp2(-objective.bits(symbols, torch.full_like(symbols, index))).sum().item()
+        assert total == pytest.approx(1.0, abs=1e-3)
+
+
+def test_bits_gradient_points_inward_at_the_bounds():
+    index = torch.tensor([-5.0], requires_grad=True)
+    objective.bits(torch.tensor([3.0]), index).sum().backward()  # a surprise: the scale should grow
+    assert index.grad.item() <= 0
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
+def test_orthogonalise(shape):
+    torch.manual_seed(0)
+    singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert 0.5 < singular.min() and singular.max() < 1.5
