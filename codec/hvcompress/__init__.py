@@ -1,0 +1,109 @@
+"""hvcompress: a lossy neural image codec with hierarchical latents.
+
+>>> import hvcompress, numpy
+>>> image = numpy.zeros((48, 64, 3), numpy.uint8)
+>>> data = hvcompress.encode(image, quality=50)
+>>> hvcompress.decode(data).size
+(64, 48)
+>>> info = hvcompress.read_info(data)
+>>> info.width, info.height, info.quality
+(64, 48, 50)
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .container import FileInfo, read_info
+from .errors import (
+    DeviceError,
+    FormatError,
+    HvcompressError,
+    InputError,
+    LimitError,
+    MismatchError,
+    ModelError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    import PIL.Image
+
+    from .codec import Codec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DeviceError",
+    "FileInfo",
+    "FormatError",
+    "HvcompressError",
+    "InputError",
+    "LimitError",
+    "MismatchError",
+    "ModelError",
+    "OutputError",
+    "UnsupportedError",
+    "UsageError",
+    "decode",
+    "encode",
+    "load_model",
+    "read_info",
+]
+
+
+def encode(
+    image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray,
+    quality: int = 60,
+    *,
+    beta: Sequence[float] | None = None,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    verify: bool = True,
+) -> bytes:
+    """Compress an image to the bytes of an .hvci file.
+
+    image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
+    quality: 0 (smallest) to 100 (best).
+    beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
+    model: name or folder of a model; None is the one that ships with the package.
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    verify: decode the result and compare it with what was meant (costs about one decoding).
+
+    Raises subclasses of HvcompressError: InputError, LimitError, UsageError, ModelError, DeviceError, MismatchError.
+    """
+    from .codec import load_model as load
+    from .image_io import read_picture
+    from .quality import offset_of
+
+    picture = read_picture(image)
+    offsets = None if beta is None else [offset_of(value) for value in beta]
+    return load(model, device).encode(picture, quality, offsets, verify=verify).data
+
+
+def decode(data: bytes, *, model: str | os.PathLike | None = None, device: str = "auto") -> PIL.Image.Image:
+    """Decompress the bytes of an .hvci file to a PIL image of mode L, LA, RGB or RGBA.
+
+    Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
+    MismatchError.
+    """
+    from .codec import codec_for
+    from .image_io import to_pil
+
+    data = bytes(data)
+    return to_pil(codec_for(data, device, model).decode(data))
+
+
+def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:
+    """Load a model and keep it; its `encode` and `decode` work on pictures without any look-up."""
+    from .codec import load_model as load
+
+    return load(name_or_path, device)

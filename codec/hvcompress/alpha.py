@@ -1,0 +1,28 @@
+"""The alpha plane, kept losslessly: an 8-bit gray PNG inside a chunk."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .errors import FormatError
+
+
+def pack_alpha(alpha: np.ndarray) -> bytes:
+    """(H, W) uint8 -> bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(alpha).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def unpack_alpha(data: bytes, width: int, height: int) -> np.ndarray:
+    """Inverse of `pack_alpha`. Raises FormatError where it is not a gray PNG of the declared size."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (width, height) or image.mode != "L":  # before any pixel is decoded
+                raise FormatError("the alpha plane does not fit the picture")
+            return np.asarray(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise FormatError("the alpha plane is damaged") from error

@@ -1,0 +1,286 @@
+"""Image -> bytes -> image with a loaded model.
+
+Encoder and decoder drive the same generator,
+`TopDown.walk`: the encoder sends it quantized posteriors, the decoder what the range coder returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import container
+from .alpha import pack_alpha, unpack_alpha
+from .container import Container, Header
+from .entropy import SYMBOL_LIMIT, LayerCoder
+from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
+from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
+from .image_io import Picture
+from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
+from .network import MAX_STRIDE, Prior, dequantize, descend
+from .quality import LEVELS, MAX_OFFSET, layer_qualities
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A compressed picture and how it came about."""
+
+    data: bytes
+    picture: Picture | None  # the decoded picture where it was verified
+    estimated_bits: float  # what the model's tables predict for the layers, headers not included
+    seconds: dict[str, float]  # "network", "coder", "verify"
+
+
+class LatentHash:
+    """SHA-256 of the latents in decoding order, as little-endian int32 multiples of 2^-10."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, z: Tensor) -> None:
+        """z: (1, c, h, w) on the activation grid."""
+        integers = (z * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy()
+        self._digest.update(integers.astype("<i4").tobytes())
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+
+def _padded(size: int) -> int:
+    return -(-size // MAX_STRIDE) * MAX_STRIDE
+
+
+class Codec:
+    """A model on a device, ready to code. Safe to share between threads: nothing changes after loading."""
+
+    def __init__(self, folder: ModelFolder, parts: Parts, device: torch.device):
+        self.name, self.fingerprint, self.device = folder.name, folder.fingerprint, device
+        self.layers = len(parts.topdown.layers)
+        self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
+        self._topdown = parts.topdown.to(device)
+        self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
+        self._coder = LayerCoder(parts.tables)
+
+    # ---------------------------------------------------------------------------------------------- encoding
+
+    @torch.inference_mode()
+    def encode(
+        self, picture: Picture, quality: int = 60, offsets: Sequence[int] | None = None, *, verify: bool = True
+    ) -> Encoded:
+        """Compress a picture.
+
+        quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
+        verify: decode the bytes again, from the bytes alone, and compare the latents.
+        Raises UsageError, LimitError, and MismatchError if verification fails.
+        """
+        offsets = self._check(quality, offsets)
+        height, width = picture.pixels.shape[:2]
+        container.check_size(width, height)
+        began = time.perf_counter()
+        symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets)
+        networked = time.perf_counter()
+        streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices))
+        estimated = sum(self._coder.bits(s, i) for s, i in zip(symbols, indices))
+        chunks = {}
+        if picture.icc is not None:
+            chunks[container.ICC] = picture.icc
+        if picture.alpha is not None:
+            chunks[container.ALPHA] = pack_alpha(picture.alpha)
+        fingerprint = bytes.fromhex(self.fingerprint)[:4]
+        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4])
+        data = container.pack(Container(header, streams, chunks))
+        coded = time.perf_counter()
+        decoded = self._verified(data) if verify else None
+        seconds = {
+            "network": networked - began,
+            "coder": coded - networked,
+            "verify": time.perf_counter() - coded,
+        }
+        return Encoded(data, decoded, estimated, seconds)
+
+    def _verified(self, data: bytes) -> Picture:
+        """Decode what is about to be handed out, from its bytes alone."""
+        try:
+            return self.decode(data)
+        except (FormatError, MismatchError) as error:
+            raise MismatchError("verification failed: the result does not decode to what was encoded") from error
+
+    def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
+        if not 0 <= quality < LEVELS:
+            raise UsageError(f"quality must be between 0 and {LEVELS - 1}, not {quality}")
+        if offsets is None:
+            return (0,) * self.layers
+        if len(offsets) != self.layers:
+            raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
+        if max(map(abs, offsets)) > MAX_OFFSET:
+            raise UsageError(f"a layer's quality offset must lie within +-{MAX_OFFSET}")
+        return tuple(offsets)
+
+    @torch.inference_mode()
+    def analyse(
+        self, pixels: np.ndarray, quality: int, offsets: tuple[int, ...]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], bytes]:
+        """(H, W, 3) uint8 -> per layer: symbols (N,) int16 and scale indices (N,) uint8; and the latents' SHA-256."""
+        image = self._to_tensor(pixels)
+        levels = self._levels(quality, offsets)
+        features = self._encoder(image, torch.tensor([quality], device=self.device))
+        symbols: list[np.ndarray] = []
+        indices: list[np.ndarray] = []
+        latents = LatentHash()
+
+        def choose(prior: Prior) -> Tensor:
+            stride = self._topdown.config.latents[prior.layer].stride
+            posterior = self._encoder.posteriors[prior.layer]
+            mean = posterior(prior.feature.float(), features[stride], levels[:, prior.layer])
+            target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            symbols.append(chosen.to(torch.int16).cpu().numpy().ravel())
+            indices.append(prior.scale_index.to(torch.uint8).cpu().numpy().ravel())
+            z = dequantize(prior, chosen, self._topdown.snap)
+            latents.update(z)
+            return z
+
+        descend(self._topdown.walk(levels, *image.shape[-2:]), choose)
+        return symbols, indices, latents.digest()
+
+    # ---------------------------------------------------------------------------------------------- decoding
+
+    @torch.inference_mode()
+    def decode(self, data: bytes) -> Picture:
+        """Decompress a file.
+
+        Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), and MismatchError
+        where this device arrives at other latents than the encoder had.
+        """
+        parsed = container.parse(data)
+        header = parsed.header
+        if not self.fingerprint.startswith(header.fingerprint.hex()):
+            raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
+        if len(parsed.streams) != self.layers:
+            raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
+        alpha = None
+        if container.ALPHA in parsed.chunks:
+            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
+        levels = self._levels(header.quality, header.offsets)
+        latents = LatentHash()
+
+        def choose(prior: Prior) -> Tensor:
+            shape = prior.scale_index.shape
+            indices = prior.scale_index.to(torch.uint8).cpu().numpy().ravel()
+            symbols = self._coder.decode(parsed.streams[prior.layer], indices)
+            z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double().view(shape), self._topdown.snap)
+            latents.update(z)
+            return z
+
+        h = descend(self._topdown.walk(levels, _padded(header.height), _padded(header.width)), choose)
+        if latents.digest()[:4] != header.latent_hash:
+            raise MismatchError(
+                "the decoded latents are not those of the encoder: this device or its software computes differently"
+            )
+        output = self._synthesis(h.float(), torch.tensor([header.quality], device=self.device))
+        pixels = self._to_pixels(output)[: header.height, : header.width]
+        if header.gray:
+            # The mean of the three planes; the network does not know that they should be equal.
+            pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
+        return Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+
+    # ---------------------------------------------------------------------------------------------- helpers
+
+    def _levels(self, quality: int, offsets: Sequence[int]) -> Tensor:
+        """(1, L) quality index of every layer."""
+        return torch.tensor([layer_qualities(quality, offsets)], device=self.device)
+
+    def _to_tensor(self, pixels: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (1, 3, H', W') float in [0, 1], edges repeated up to multiples of 64."""
+        height, width = pixels.shape[:2]
+        image = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None].float() / 255.0
+        image = F.pad(image, (0, _padded(width) - width, 0, _padded(height) - height), mode="replicate")
+        return image.contiguous(memory_format=torch.channels_last)
+
+    def _to_pixels(self, output: Tensor) -> np.ndarray:
+        """(1, 3, H', W') float -> (H', W', 3) uint8."""
+        return (output[0] * 255.0).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+    @torch.inference_mode()
+    def self_test(self) -> str:
+        """Hex digest of the exact path's answer to fixed symbols, and of the coder's to that. The same everywhere."""
+        digest = hashlib.sha256()
+        generator = np.random.Generator(np.random.PCG64(2026))
+        levels = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
+
+        def choose(prior: Prior) -> Tensor:
+            shape = tuple(prior.scale_index.shape)
+            # Mostly small, a few large: clamps and escapes are exercised as well.
+            symbols = (generator.integers(-2, 3, shape) * (1 + 200 * (generator.integers(0, 50, shape) == 0))).astype(
+                np.int16
+            )
+            indices = prior.scale_index.to(torch.uint8).cpu().numpy()
+            coded = self._coder.encode(symbols.ravel(), indices.ravel())
+            if not np.array_equal(self._coder.decode(coded, indices.ravel()), symbols.ravel()):
+                raise DeviceError("the range coder does not return what it was given")
+            digest.update(coded)
+            digest.update(indices.tobytes())
+            z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double(), self._topdown.snap)
+            digest.update((z * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy().tobytes())
+            return z
+
+        h = descend(self._topdown.walk(levels, 64, 128), choose)
+        digest.update((h * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """auto is CUDA where there is one, else the CPU. Raises DeviceError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
+    if picked.type not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"there is no device {device}")
+    return picked
+
+
+_loaded: dict[tuple[str, str], Codec] = {}
+_loading = threading.Lock()
+
+
+def load_folder(folder: ModelFolder, device: str = "auto") -> Codec:
+    """Load a model from its folder, once per device. Raises ModelError, DeviceError."""
+    picked = pick_device(device)
+    key = (str(folder.path.resolve()) + folder.fingerprint, str(picked))
+    with _loading:
+        if key not in _loaded:
+            codec = Codec(folder, load_parts(folder), picked)
+            if codec.self_test() != folder.config["self_test"]:
+                raise DeviceError(f"{picked} does not pass the self-test of model {folder.name}: nothing can be coded")
+            _loaded[key] = codec
+        return _loaded[key]
+
+
+def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:
+    """Load a model by name or folder (None: the default one), check it, and keep it for the next call."""
+    return load_folder(find_model(name_or_path), device)
+
+
+def codec_for(data: bytes, device: str = "auto", model: str | os.PathLike | None = None) -> Codec:
+    """The codec that a file needs: the model that its fingerprint names, or the given one."""
+    header = container.parse(data).header
+    folder = find_model(model) if model is not None else find_fingerprint(header.fingerprint)
+    return load_folder(folder, device)

@@ -1,0 +1,211 @@
+"""The .hvci bytes: write, parse, check. Pure Python without torch or numpy; `docs/format.md` is the contract.
+
+Everything a file declares is checked against the limits and against the file's size before anybody allocates memory
+on its word.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+from .errors import FormatError, LimitError, UnsupportedError
+from .quality import LEVELS, MAX_OFFSET
+
+MAGIC = b"\x8fHV"  # the first byte is not ASCII, so no text file starts like this
+VERSION = 1
+MAX_SIDE = 65535
+MAX_PIXELS = 89_478_485  # Pillow's own limit
+FLAG_GRAY, FLAG_OFFSETS, FLAG_CHUNKS, FLAG_RESERVED = 1, 2, 4, 8
+MIN_BYTES = 20
+ALPHA, ICC = b"ALPH", b"ICCP"  # an upper-case first letter marks a chunk that a decoder must understand
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its picture."""
+
+    width: int
+    height: int
+    gray: bool
+    quality: int  # global quality index
+    offsets: tuple[int, ...]  # quality offset per layer, coarse to fine
+    fingerprint: bytes  # first 4 bytes of the model's fingerprint
+    latent_hash: bytes  # first 4 bytes of the SHA-256 of the decoded latents
+
+
+@dataclass(frozen=True)
+class Container:
+    """A parsed file."""
+
+    header: Header
+    streams: tuple[bytes, ...]  # range-coded layers, coarse to fine
+    chunks: dict[bytes, bytes] = field(default_factory=dict)
+    header_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What can be said of a file without a model."""
+
+    version: int
+    width: int
+    height: int
+    gray: bool
+    alpha: bool
+    quality: int
+    offsets: tuple[int, ...]
+    fingerprint: str
+    header_bytes: int
+    layer_bytes: tuple[int, ...]
+    chunk_bytes: dict[str, int]
+    file_bytes: int
+    latent_hash: str
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises LimitError where a picture is larger than the format or this program allows."""
+    if max(width, height) > MAX_SIDE:
+        raise LimitError(f"{width}x{height}: a side is longer than {MAX_SIDE} pixels")
+    if width * height > MAX_PIXELS:
+        raise LimitError(f"{width}x{height}: more than {MAX_PIXELS} pixels")
+
+
+def _varint(value: int) -> bytes:
+    """Little-endian base 128: seven bits a byte, the high bit set on all but the last."""
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """Reads bytes in order; every shortage is a FormatError."""
+
+    def __init__(self, data: bytes, position: int):
+        self.data, self.position = data, position
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.position:
+            raise FormatError("the file is truncated")
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if byte == 0 and shift:
+                    raise FormatError("a number is not written in its shortest form")
+                return value
+        raise FormatError("a number is too long")
+
+
+def pack(container: Container) -> bytes:
+    """The bytes of a file. Inverse of `parse`."""
+    header, streams = container.header, container.streams
+    check_size(header.width, header.height)
+    section = b"".join(tag + _varint(len(body)) + body for tag, body in container.chunks.items())
+    offsets = bytes(offset & 255 for offset in header.offsets) if any(header.offsets) else b""
+    flags = header.gray * FLAG_GRAY | bool(offsets) * FLAG_OFFSETS | bool(section) * FLAG_CHUNKS | len(streams) << 4
+    body = b"".join(
+        (
+            bytes((flags,)),
+            header.fingerprint,
+            header.latent_hash,
+            bytes((header.quality,)),
+            _varint(header.width),
+            _varint(header.height),
+            offsets,
+            _varint(len(section)) if section else b"",
+            *(_varint(len(stream)) for stream in streams[:-1]),
+            *streams,
+            section,
+        )
+    )
+    return MAGIC + bytes((VERSION,)) + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def parse(data: bytes) -> Container:
+    """Parse and check a file.
+
+    Raises FormatError (not one of ours, truncated, damaged, contradictory), UnsupportedError (newer version or an
+    unknown critical chunk) or LimitError (larger than the limits).
+    """
+    if data[:3] != MAGIC[: len(data[:3])] or not data:
+        raise FormatError("not an .hvci file")
+    if len(data) < MIN_BYTES:
+        raise FormatError("the file is truncated")
+    if data[3] != VERSION:
+        raise UnsupportedError(f"format version {data[3]} is not supported by this program (it knows {VERSION})")
+    if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
+        raise FormatError("the file is damaged or truncated (checksum mismatch)")
+    reader = _Reader(data, 8)
+    flags = reader.take(1)[0]
+    if flags & FLAG_RESERVED:
+        raise UnsupportedError("the file uses a feature that this program does not know")
+    layers = flags >> 4
+    if layers == 0:
+        raise FormatError("the file has no layers")
+    fingerprint, latent_hash = reader.take(4), reader.take(4)
+    quality = reader.take(1)[0]
+    if quality >= LEVELS:
+        raise FormatError(f"quality {quality} is out of range")
+    width, height = reader.varint(), reader.varint()
+    if width == 0 or height == 0:
+        raise FormatError("the picture has no pixels")
+    check_size(width, height)
+    offsets = (0,) * layers
+    if flags & FLAG_OFFSETS:
+        offsets = tuple((byte ^ 128) - 128 for byte in reader.take(layers))
+        if not any(offsets) or max(map(abs, offsets)) > MAX_OFFSET:
+            raise FormatError("the layer offsets are out of range")
+    section_bytes = reader.varint() if flags & FLAG_CHUNKS else 0
+    lengths = [reader.varint() for _ in range(layers - 1)]
+    header_bytes = reader.position
+    last = len(data) - header_bytes - sum(lengths) - section_bytes
+    if last < 0 or bool(section_bytes) != bool(flags & FLAG_CHUNKS):
+        raise FormatError("the stream lengths contradict the file's size")
+    streams = tuple(reader.take(length) for length in (*lengths, last))
+    header = Header(width, height, bool(flags & FLAG_GRAY), quality, offsets, fingerprint, latent_hash)
+    return Container(header, streams, _parse_chunks(reader), header_bytes)
+
+
+def _parse_chunks(reader: _Reader) -> dict[bytes, bytes]:
+    chunks: dict[bytes, bytes] = {}
+    while reader.position < len(reader.data):
+        tag = reader.take(4)
+        if not (tag.isalpha() and tag.isascii()):
+            raise FormatError("a chunk has no proper name")
+        body = reader.take(reader.varint())
+        if tag in chunks:
+            raise FormatError(f"chunk {tag.decode()} appears twice")
+        if tag[:1].isupper() and tag not in (ALPHA, ICC):
+            raise UnsupportedError(f"the file needs chunk {tag.decode()}, which this program does not know")
+        chunks[tag] = body
+    return chunks
+
+
+def read_info(data: bytes) -> FileInfo:
+    """What a file says of itself, after all checks of `parse`. Needs no model."""
+    container = parse(data)
+    header = container.header
+    return FileInfo(
+        version=data[3],
+        width=header.width,
+        height=header.height,
+        gray=header.gray,
+        alpha=ALPHA in container.chunks,
+        quality=header.quality,
+        offsets=header.offsets,
+        fingerprint=header.fingerprint.hex(),
+        header_bytes=container.header_bytes,
+        layer_bytes=tuple(map(len, container.streams)),
+        chunk_bytes={tag.decode(): len(body) for tag, body in container.chunks.items()},
+        file_bytes=len(data),
+        latent_hash=header.latent_hash.hex(),
+    )

@@ -1,0 +1,171 @@
+"""Model folders: where they are, what they hold, and loading them. Only loading needs torch.
+
+A model folder is immutable: weights.safetensors, config.json, recipe.toml, CARD.md. Its fingerprint is a SHA-256 over
+everything that a decoder's output depends on, so a file names the very numbers it was made with, not a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .entropy import Tables
+    from .network import Encoder, Synthesis, TopDown
+
+DEFAULT_MODEL = "photo-1"
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk, as its config.json describes it."""
+
+    name: str
+    path: Path
+    fingerprint: str  # 64 hex digits
+    description: str
+    parameters: int
+    config: dict
+
+
+@dataclass
+class Parts:
+    """A loaded model."""
+
+    encoder: Encoder
+    topdown: TopDown
+    synthesis: Synthesis
+    tables: Tables
+
+
+def read_folder(path: Path) -> ModelFolder:
+    """Read config.json of a model folder. Raises ModelError."""
+    try:
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        return ModelFolder(
+            values["name"], path, values["fingerprint"], values["description"], values["parameters"], values
+        )
+    except OSError as error:
+        raise ModelError(f"no model in {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path / CONFIG} is damaged") from error
+
+
+def _shelves() -> list[Path]:
+    """Folders of model folders, in the order of preference."""
+    here = Path(__file__).resolve().parent
+    shelves = [here / "models", here.parent.parent / "models"]
+    if os.environ.get("HVCOMPRESS_MODELS"):
+        shelves.insert(0, Path(os.environ["HVCOMPRESS_MODELS"]))
+    return shelves
+
+
+def find_models() -> list[ModelFolder]:
+    """Every model that can be found by name; the first of a name wins."""
+    found: dict[str, ModelFolder] = {}
+    for shelf in _shelves():
+        for config in sorted(shelf.glob(f"*/{CONFIG}")):
+            folder = read_folder(config.parent)
+            found.setdefault(folder.name, folder)
+    return list(found.values())
+
+
+def find_model(name: str | os.PathLike | None = None) -> ModelFolder:
+    """By name, or the folder of that path; None is the default model. Raises ModelError where there is none."""
+    wanted = DEFAULT_MODEL if name is None else os.fspath(name)
+    for folder in find_models():
+        if folder.name == wanted:
+            return folder
+    if (Path(wanted) / CONFIG).is_file():
+        return read_folder(Path(wanted))
+    known = ", ".join(folder.name for folder in find_models()) or "none"
+    raise ModelError(f"unknown model {wanted!r} (installed: {known})")
+
+
+def find_fingerprint(fingerprint: bytes) -> ModelFolder:
+    """The model whose fingerprint starts with the given bytes. Raises ModelError where it is not installed."""
+    for folder in find_models():
+        if folder.fingerprint.startswith(fingerprint.hex()):
+            return folder
+    raise ModelError(f"the file was made with a model that is not installed (fingerprint {fingerprint.hex()})")
+
+
+def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
+    """SHA-256 over the decoder's numbers: (name, dtype, shape, little-endian bytes), the layout, and the arithmetic."""
+    from .exact import PROFILE
+
+    digest = hashlib.sha256(PROFILE.encode())
+    digest.update(json.dumps(network, sort_keys=True).encode())
+    for name in sorted(tensors):
+        if name.startswith(DECODER_PARTS):
+            tensor = tensors[name].contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def split_tables(flat: Tensor) -> Tables:
+    """(n,) int32 frequencies of all scale indices, one after another -> Tables."""
+    import numpy as np
+
+    from .entropy import TOTAL, Tables, reach_of
+    from .scales import SCALE_LEVELS
+
+    reaches = [reach_of(k) for k in range(SCALE_LEVELS)]
+    values = flat.numpy()
+    if values.shape != (sum(2 * reach + 2 for reach in reaches),):
+        raise ModelError("the model's frequency tables have the wrong size")
+    frequencies = tuple(np.split(values, np.cumsum([2 * reach + 2 for reach in reaches])[:-1]))
+    if any(table.min() < 1 or int(table.sum()) != TOTAL for table in frequencies):
+        raise ModelError("the model's frequency tables are damaged")
+    return Tables(np.array(reaches, np.int32), frequencies)
+
+
+def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
+    """Networks on the CPU, the exact path frozen and proved, from stored tensors. Raises ModelError."""
+    import torch
+
+    from .exact import from_integers, prove
+    from .network import Config, Encoder, Synthesis, TopDown
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    config = Config.from_dict(network)
+    with torch.device("meta"):  # no time for initial values that are overwritten at once
+        encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
+    for module, prefix in ((encoder, "encoder."), (synthesis, "synthesis.")):
+        module.to_empty(device="cpu")
+        try:
+            module.load_state_dict(part(prefix))
+        except RuntimeError as error:
+            raise ModelError(f"the model's weights do not fit its {CONFIG}") from error
+        module.eval().requires_grad_(False)
+    topdown.to_empty(device="cpu")
+    from_integers(topdown, part("topdown."))
+    prove(topdown)
+    return Parts(encoder, topdown, synthesis, split_tables(tensors["entropy.frequencies"]))
+
+
+def load_parts(folder: ModelFolder) -> Parts:
+    """Read and check a model's weights. Raises ModelError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder.path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
+    if fingerprint_of(tensors, folder.config["network"]) != folder.fingerprint:
+        raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
+    return assemble(tensors, folder.config["network"])

@@ -1,0 +1,256 @@
+"""Image -> bytes -> image with a tiny random model: sizes, planes, offsets, damage, and bit-exactness."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import hvcompress
+from hvcompress import codec as codec_module
+from hvcompress import container
+from hvcompress.errors import (
+    DeviceError,
+    FormatError,
+    HvcompressError,
+    LimitError,
+    MismatchError,
+    ModelError,
+    UsageError,
+)
+from hvcompress.image_io import Picture, read_picture
+from hvcompress.network import descend, dequantize
+
+
+def reseal(data: bytes, change) -> bytes:
+    """A file with a changed body under a right checksum."""
+    body = bytearray(data[8:])
+    change(body)
+    return data[:4] + zlib.crc32(body).to_bytes(4, "little") + bytes(body)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 64), (65, 1), (63, 65), (64, 64), (100, 37)])
+def test_any_size(tiny, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    encoded = tiny.encode(read_picture(pixels), 40)
+    assert encoded.picture.pixels.shape == pixels.shape
+    assert np.array_equal(tiny.decode(encoded.data).pixels, encoded.picture.pixels)
+
+
+def test_every_layer_codes_something(tiny, photo):
+    info = hvcompress.read_info(tiny.encode(read_picture(photo), 90).data)
+    assert min(info.layer_bytes) > 0
+
+
+def test_estimate_is_the_size(tiny, photo):
+    encoded = tiny.encode(read_picture(photo), 90)
+    layers = sum(hvcompress.read_info(encoded.data).layer_bytes)
+    assert 8 * layers == pytest.approx(encoded.estimated_bits, rel=0.02, abs=8 * 3 * tiny.layers)
+
+
+def test_gray_alpha_and_profile_survive(tiny, photo):
+    alpha = np.arange(photo.shape[0] * photo.shape[1], dtype=np.uint32).reshape(photo.shape[:2]).astype(np.uint8)
+    gray = np.repeat(photo[:, :, :1], 3, axis=2)
+    decoded = tiny.decode(tiny.encode(Picture(gray, True, alpha, b"a profile"), 50).data)
+    assert decoded.gray and decoded.icc == b"a profile"
+    assert np.array_equal(decoded.alpha, alpha)
+    assert np.array_equal(decoded.pixels[:, :, 0], decoded.pixels[:, :, 2])
+
+
+def test_offsets_move_bits_and_are_stored(tiny, photo):
+    picture = read_picture(photo)
+    offsets = (0, 0, 0, 0, 30, 30)
+    plain, moved = tiny.encode(picture, 60), tiny.encode(picture, 60, offsets)
+    assert hvcompress.read_info(moved.data).offsets == offsets
+    assert moved.data != plain.data
+    assert np.array_equal(tiny.decode(moved.data).pixels, moved.picture.pixels)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"quality": 101}, {"quality": -1}, {"offsets": (0,)}, {"offsets": (0, 0, 0, 0, 0, 99)}]
+)
+def test_bad_settings(tiny, photo, arguments):
+    with pytest.raises(UsageError):
+        tiny.encode(read_picture(photo), **arguments)
+
+
+def test_picture_over_the_limit(tiny):
+    pixels = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (70000, 2, 3))  # takes no memory
+    with pytest.raises(LimitError):
+        tiny.encode(Picture(pixels, False, None, None))
+
+
+def test_every_truncation_is_refused(tiny, photo):
+    data = tiny.encode(read_picture(photo[:32, :32]), 30).data
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            tiny.decode(data[:length])
+
+
+def test_flipped_bits_are_refused(tiny, photo):
+    """2,000 random flips; CRC-32 finds every single one."""
+    data = tiny.encode(read_picture(photo), 60).data
+    generator = random.Random(3)
+    for _ in range(2000):
+        bit = generator.randrange(8 * len(data))
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            tiny.decode(bytes(flipped))
+
+
+def test_damage_under_a_right_checksum_is_found(tiny, photo):
+    """Past the checksum the range decoder and the latents' hash stand guard: never a wrong picture, never a crash."""
+    data = tiny.encode(read_picture(photo), 60).data
+    start = hvcompress.read_info(data).header_bytes - 8
+    generator = random.Random(4)
+    outcomes = set()
+    for _ in range(60):
+        place = generator.randrange(start, len(data) - 8)
+
+        def flip(body, place=place):
+            body[place] ^= 1 << generator.randrange(8)
+
+        with pytest.raises((FormatError, MismatchError)) as caught:
+            tiny.decode(reseal(data, flip))
+        outcomes.add(type(caught.value))
+    assert MismatchError in outcomes
+
+
+def test_wrong_latent_hash_is_a_mismatch(tiny, photo):
+    data = tiny.encode(read_picture(photo), 60).data
+
+    def change(body):
+        body[5] ^= 1
+
+    with pytest.raises(MismatchError):
+        tiny.decode(reseal(data, change))
+
+
+def test_file_of_another_model(tiny, photo):
+    data = tiny.encode(read_picture(photo), 60).data
+
+    def change(body):
+        body[1] ^= 1
+
+    other = reseal(data, change)
+    with pytest.raises(ModelError):
+        tiny.decode(other)
+    with pytest.raises(ModelError):
+        codec_module.codec_for(other, "cpu")
+
+
+def test_damaged_model_is_refused(tiny_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    weights = bytearray((broken / "weights.safetensors").read_bytes())
+    weights[-5] ^= 64
+    (broken / "weights.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError):
+        codec_module.load_model(broken, "cpu")
+    (broken / "weights.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError):
+        codec_module.load_model(broken, "cpu")
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ModelError):
+        codec_module.load_model(broken, "cpu")
+
+
+def test_failed_self_test_refuses_to_code(tiny_folder, tmp_path):
+    liar = tmp_path / "liar"
+    shutil.copytree(tiny_folder, liar)
+    text = (liar / "config.json").read_text()
+    answer = '"self_test": "'
+    at = text.index(answer) + len(answer)
+    (liar / "config.json").write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
+    with pytest.raises(DeviceError):
+        codec_module.load_model(liar, "cpu")
+
+
+@pytest.mark.parametrize("device", ["toaster", "mps", "cuda:99"])
+def test_unknown_device(tiny_folder, device):
+    with pytest.raises(HvcompressError):
+        codec_module.load_model(tiny_folder, device)
+
+
+def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
+    def liar(*arguments):
+        symbols, indices, digest = type(tiny).analyse(tiny, *arguments)
+        symbols[2] = symbols[2] + 1
+        return symbols, indices, digest
+
+    monkeypatch.setattr(tiny, "analyse", liar)
+    with pytest.raises(MismatchError):
+        tiny.encode(read_picture(photo), 60)
+
+
+def test_threads_share_a_model(tiny, photo):
+    pictures = [read_picture(np.roll(photo, 9 * n, axis=1)) for n in range(8)]
+    alone = [tiny.encode(picture, 50).data for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda picture: tiny.encode(picture, 50).data, pictures)) == alone
+
+
+def latents(codec, qualities: torch.Tensor, symbols: list[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
+    """Latents and priors that the exact path derives from given symbols."""
+    seen = []
+
+    def choose(prior):
+        z = dequantize(prior, symbols[prior.layer], codec._topdown.snap)
+        seen.extend((prior.scale_index, z))
+        return z
+
+    seen.append(descend(codec._topdown.walk(qualities, height, width), choose))
+    return seen
+
+
+def test_batched_alone_and_layouts_give_the_same_bits(tiny):
+    torch.manual_seed(0)
+    height, width = 128, 192
+    qualities = torch.tensor([[20] * 6, [55] * 6, [90, 80, 70, 60, 50, 40]])
+    symbols = [
+        torch.randint(-3, 4, (3, latent.channels, height // latent.stride, width // latent.stride)).double()
+        for latent in tiny._topdown.config.latents
+    ]
+    together = latents(tiny, qualities, symbols, height, width)
+    for image in range(3):
+        alone = latents(tiny, qualities[image : image + 1], [s[image : image + 1] for s in symbols], height, width)
+        assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together))
+    strided = [s.contiguous(memory_format=torch.channels_last) for s in symbols]
+    assert all(map(torch.equal, latents(tiny, qualities, strided, height, width), together))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert all(map(torch.equal, latents(tiny, qualities, symbols, height, width), together))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_library_face(tiny_folder, photo, tmp_path):
+    path = tmp_path / "photo.png"
+    hvcompress_image = hvcompress.decode(
+        hvcompress.encode(photo, 70, beta=[1, 1, 1, 1, 0.5, 2], model=tiny_folder), model=tiny_folder
+    )
+    hvcompress_image.save(path)
+    assert hvcompress_image.mode == "RGB" and hvcompress_image.size == (photo.shape[1], photo.shape[0])
+    data = hvcompress.encode(path, model=tiny_folder, device="cpu", verify=False)
+    assert container.read_info(data).quality == 60
+    with pytest.raises(UsageError):
+        hvcompress.encode(photo, beta=[1, 1, 1, 1, 1, -1], model=tiny_folder)
+
+
+@pytest.mark.cuda
+def test_cuda_decodes_what_the_cpu_made(tiny, tiny_folder, photo):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_gpu = codec_module.load_model(tiny_folder, "cuda")
+    for quality in (5, 50, 95):
+        for encoder, decoder in ((tiny, on_gpu), (on_gpu, tiny)):
+            encoded = encoder.encode(read_picture(photo), quality)
+            decoded = decoder.decode(encoded.data)  # raises MismatchError where one bit of the latents differs
+            assert np.abs(decoded.pixels.astype(int) - encoded.picture.pixels).max() <= 1
