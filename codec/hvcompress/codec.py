@@ -30,6 +30,11 @@ from .network import MAX_STRIDE, Prior, dequantize, descend
 from .quality import LEVELS, MAX_OFFSET, layer_qualities
 
 
+# What a squared error of one step is worth in bits. High-resolution theory (R = -1/2 log2 D, D = step^2 / 12) says 8.66;
+# the value was chosen on held-out photographs (docs/training.md).
+ROUNDING_WEIGHT = 8.66
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A compressed picture and how it came about."""
@@ -69,6 +74,7 @@ class Codec:
         self._topdown = parts.topdown.to(device)
         self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
         self._coder = LayerCoder(parts.tables)
+        self._costs = torch.from_numpy(self._coder.costs()).to(device)
 
     # ---------------------------------------------------------------------------------------------- encoding
 
@@ -142,7 +148,7 @@ class Codec:
             posterior = self._encoder.posteriors[prior.layer]
             mean = posterior(prior.feature.float(), features[stride], levels[:, prior.layer])
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-            chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+            chosen = self._round((target - prior.mean) / prior.step, prior.scale_index)
             symbols.append(chosen.to(torch.int16).cpu().numpy().ravel())
             indices.append(prior.scale_index.to(torch.uint8).cpu().numpy().ravel())
             z = dequantize(prior, chosen, self._topdown.snap)
@@ -151,6 +157,18 @@ class Codec:
 
         descend(self._topdown.walk(levels, *image.shape[-2:]), choose)
         return symbols, indices, latents.digest()
+
+    def _round(self, residual: Tensor, scale_index: Tensor) -> Tensor:
+        """Symbols for residuals in units of steps: the nearest integer, or its neighbour towards zero if that saves
+        more bits than its squared error is worth. Same shapes and dtype.
+        """
+        nearest = torch.round(residual).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        smaller = nearest - torch.sign(nearest)
+        index, last = scale_index.long(), self._costs.shape[1] - 1
+        saved = self._costs[index, nearest.abs().long().clamp(max=last)]
+        saved = saved - self._costs[index, smaller.abs().long().clamp(max=last)]
+        worse = (residual - smaller).square() - (residual - nearest).square()
+        return torch.where(saved > ROUNDING_WEIGHT * worse, smaller, nearest)
 
     # ---------------------------------------------------------------------------------------------- decoding
 
@@ -163,13 +181,33 @@ class Codec:
         """
         parsed = container.parse(data)
         header = parsed.header
+        alpha = None
+        if container.ALPHA in parsed.chunks:
+            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
+        h, digest = self._decode_latents(parsed)
+        if digest[:4] != header.latent_hash:
+            raise MismatchError(
+                "the decoded latents are not those of the encoder: this device or its software computes differently"
+            )
+        output = self._synthesis(h.float(), torch.tensor([header.quality], device=self.device))
+        pixels = self._to_pixels(output)[: header.height, : header.width]
+        if header.gray:
+            # The mean of the three planes; the network does not know that they should be equal.
+            pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
+        return Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+
+    @torch.inference_mode()
+    def latent_digest(self, data: bytes) -> str:
+        """SHA-256 of a file's decoded latents, 64 hex digits: the same on every device. Raises as `decode` does."""
+        return self._decode_latents(container.parse(data))[1].hex()
+
+    def _decode_latents(self, parsed: Container) -> tuple[Tensor, bytes]:
+        """The last top-down feature (1, C, H'/8, W'/8), and the SHA-256 of all latents."""
+        header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
         if len(parsed.streams) != self.layers:
             raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
-        alpha = None
-        if container.ALPHA in parsed.chunks:
-            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
         levels = self._levels(header.quality, header.offsets)
         latents = LatentHash()
 
@@ -182,16 +220,7 @@ class Codec:
             return z
 
         h = descend(self._topdown.walk(levels, _padded(header.height), _padded(header.width)), choose)
-        if latents.digest()[:4] != header.latent_hash:
-            raise MismatchError(
-                "the decoded latents are not those of the encoder: this device or its software computes differently"
-            )
-        output = self._synthesis(h.float(), torch.tensor([header.quality], device=self.device))
-        pixels = self._to_pixels(output)[: header.height, : header.width]
-        if header.gray:
-            # The mean of the three planes; the network does not know that they should be equal.
-            pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
-        return Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+        return h, latents.digest()
 
     # ---------------------------------------------------------------------------------------------- helpers
 

@@ -1,0 +1,455 @@
+"""The command line. Thin: it names files, calls the library and reports.
+
+Nothing here imports torch, numpy or Pillow before a command needs them, so that help, argument errors, `info` and
+`models` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from . import __version__
+from .console import (
+    complain,
+    debugging,
+    exit_codes,
+    flush_standard_output,
+    read_standard_input,
+    say,
+    shown,
+    write_standard_output,
+)
+from .container import MAGIC, FileInfo, read_info
+from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
+from .quality import LEVELS, beta_of, offset_of
+
+if TYPE_CHECKING:
+    from .image_io import Picture
+
+STANDARD = "-"  # as an input standard input, as an output standard output
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code. Never raises, never prints a traceback unless HVCOMPRESS_DEBUG is set."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # None, or replaced by something simpler
+            stream.reconfigure(errors="backslashreplace")
+    if not debugging():
+        # What Pillow has to remark on a picture is either an error, then we say it, or of no concern to a user.
+        warnings.simplefilter("ignore")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    try:
+        arguments = sys.argv[1:] if argv is None else argv
+        args = _parser().parse_args(arguments or ["--help"])
+        code = args.run(args)
+        flush_standard_output()
+        return code if arguments else UsageError.exit_code
+    except SystemExit as done:  # argparse, after --help and --version
+        with contextlib.suppress(OutputError):
+            flush_standard_output()
+        return (done.code or 0) if arguments else UsageError.exit_code
+    except BaseException as error:
+        return complain(error)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, like all our errors, and an abbreviated option never changes its meaning."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str):
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
+    lines += ["", "exit codes (of several files that fail, the first decides):"]
+    lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
+    parser = _Parser(
+        prog="hvcompress",
+        description="A learned lossy image codec. Its .hvci files decode alike on every machine.",
+        epilog="\n".join(lines),
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"hvcompress {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str) -> _Parser:
+        description = summary[0].upper() + summary[1:] + "."
+        made = commands.add_parser(name, help=summary, description=description, epilog=epilog)
+        made.set_defaults(run=run)
+        return made
+
+    encode = command(
+        "encode",
+        encode_command,
+        "compress images to .hvci",
+        "example: hvcompress encode -q 40 -o small *.jpg    (small is an existing folder)\n"
+        "         curl -s URL | hvcompress encode - | ssh host 'cat > photo.hvci'",
+    )
+    encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
+    encode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .hvci)")
+    encode.add_argument("-q", "--quality", type=_quality, default=60, help="0..100, 100 is not lossless (default: 60)")
+    encode.add_argument(
+        "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
+    )
+    encode.add_argument("--no-verify", action="store_true", help="do not decode the result to check it")
+
+    decode = command(
+        "decode",
+        decode_command,
+        "decompress .hvci files to images",
+        "example: hvcompress decode photo.hvci -o photo.png\n"
+        "         hvcompress decode --format ppm - < photo.hvci | display -",
+    )
+    decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
+    decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
+    decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif or bmp (default: OUTPUT's, or png)")
+
+    for made in (encode, decode):
+        made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
+        made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    info = command(
+        "info",
+        info_command,
+        "say what is in .hvci files, from their headers alone",
+        "With --json one object per line and file, with the keys\n"
+        "  file, version, width, height, gray, alpha, quality, offsets, fingerprint,\n"
+        "  header_bytes, layer_bytes, chunk_bytes, file_bytes, latent_hash,\n"
+        "  betas (per layer), model (name if installed, or null), bpp (bits per pixel).\n"
+        "Layers are listed coarse to fine. Keys may be added, never renamed.\n\n"
+        "example: hvcompress info --json *.hvci | jq .bpp",
+    )
+    info.add_argument("input", nargs="+", metavar="FILE", help=".hvci file; - is standard input")
+
+    models = command("models", models_command, "list the installed models", "example: hvcompress models --json")
+    for made, contents in ((info, "see below"), (models, "name, fingerprint, parameters, description, path, default")):
+        made.add_argument("--json", action="store_true", help=f"one JSON object per line: {contents}")
+
+    test = command(
+        "test",
+        test_command,
+        "check that a model computes on this machine what it must",
+        "example: hvcompress test --device cuda",
+    )
+    for made, default in ((encode, "the one shipped"), (decode, "the one the file names"), (test, "the one shipped")):
+        made.add_argument("--model", metavar="NAME|DIR", help=f"name or folder of a model (default: {default})")
+        made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    return parser
+
+
+def _quality(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) >= LEVELS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {LEVELS - 1}, not {text!r}")
+    return int(text)
+
+
+def _betas(text: str) -> tuple[int, ...]:
+    """Comma-separated betas -> quality offsets."""
+    try:
+        return tuple(offset_of(float(part)) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers separated by commas, not {text!r}") from None
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and where its result goes."""
+
+    source: str  # path or STANDARD
+    output: str  # path or STANDARD
+
+    @property
+    def name(self) -> str:
+        return "standard input" if self.source == STANDARD else self.source
+
+
+def plan(sources: list[str], output: str | None, suffix: str) -> list[Job]:
+    """Name every output. Raises UsageError where that is impossible or two inputs would become the same file."""
+    folder = output if output != STANDARD and output is not None and os.path.isdir(output) else None
+    if len(sources) > 1 and output is not None and folder is None:
+        raise UsageError(f"with several inputs -o must be an existing folder, which {output!r} is not")
+    if sources.count(STANDARD) > 1:
+        raise UsageError("standard input can be read only once")
+    jobs, taken = [], {}
+    for source in sources:
+        job = Job(source, _output_of(source, output, folder, suffix))
+        jobs.append(job)
+        if job.output == STANDARD or _same_file(source, job.output):
+            continue  # the latter is refused in its turn, and does not stop the others
+        place = os.path.normcase(os.path.realpath(job.output))
+        if place in taken:
+            raise UsageError(f"{taken[place]} and {source} would both be written to {job.output}")
+        taken[place] = source
+    return jobs
+
+
+def _output_of(source: str, output: str | None, folder: str | None, suffix: str) -> str:
+    if output is not None and folder is None:
+        return output
+    if source == STANDARD:
+        return STANDARD if folder is None else os.path.join(folder, "stdin" + suffix)
+    renamed = os.path.splitext(source)[0] + suffix
+    return renamed if folder is None else os.path.join(folder, os.path.basename(renamed))
+
+
+def _same_file(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_output(job: Job, force: bool) -> None:
+    """Refuse before the work what would be refused after it."""
+    if job.output == STANDARD:
+        if sys.stdout is not None and sys.stdout.isatty() and not force:
+            raise UsageError("not writing binary data to a terminal; use -o FILE, or -f to do it all the same")
+    elif _same_file(job.source, job.output):
+        raise UsageError("the output would overwrite the input; choose another with -o")
+    elif os.path.isfile(job.output) and not force:
+        raise UsageError(f"{job.output} exists already; -f overwrites it")
+    elif not os.path.isdir(os.path.dirname(job.output) or "."):
+        raise OutputError(f"cannot write {job.output}: there is no such folder")
+
+
+def _read_compressed(source: str) -> bytes:
+    """The bytes of an .hvci file, or only the first few where it is none, however large it may be."""
+    from .image_io import read_file
+
+    return read_standard_input() if source == STANDARD else read_file(source, MAGIC)
+
+
+def _write(job: Job, data: bytes, force: bool) -> None:
+    from .image_io import write_atomically
+
+    if job.output == STANDARD:
+        write_standard_output(data)
+    else:
+        write_atomically(job.output, data, overwrite=force)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def _for_each(
+    jobs: list[Job], work: Callable[[Job], list[str] | None], stream: TextIO, quiet: bool, fatal: tuple[type, ...] = ()
+) -> int:
+    """Do the work of every job, one line each; a bad input does not stop the others, an error in `fatal` does.
+
+    work: returns the columns of its line. Returns the exit code: that of the first error.
+    """
+    first_code = 0
+    width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
+    for number, job in enumerate(jobs, 1):
+        try:
+            columns = work(job)
+            if columns is None or quiet:
+                continue
+            if len(jobs) == 1:
+                say("  ".join([shown(job.name), *(" ".join(column.split()) for column in columns)]), stream)
+            else:
+                counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}]"
+                say("  ".join([f"{counter} {shown(job.name):{width}}", *columns]), stream)
+        except fatal as error:
+            code = complain(error)
+            return first_code or code
+        except Exception as error:
+            code = complain(error, job.name)
+            first_code = first_code or code
+    return first_code
+
+
+def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:
+    return [f"{f'{width}x{height}':>11}", f"{before:>11,} -> {after:>10,} bytes"]
+
+
+def encode_command(args: argparse.Namespace) -> int:
+    jobs = plan(args.input, args.output, ".hvci")
+
+    def work(job: Job) -> list[str]:
+        from .image_io import read_picture
+        from .metrics import psnr
+
+        _check_output(job, args.force)
+        source = read_standard_input() if job.source == STANDARD else job.source
+        picture = read_picture(source)
+        before = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        from .codec import load_model  # imports torch: only now, so that a bad input is told at once
+
+        codec = load_model(args.model, args.device)
+        encoded = codec.encode(picture, args.quality, args.beta, verify=not args.no_verify)
+        _write(job, encoded.data, args.force)
+        height, width = picture.pixels.shape[:2]
+        quality = "-" if encoded.picture is None else f"{psnr(picture.pixels, encoded.picture.pixels):.2f} dB"
+        return [
+            *_size_columns(width, height, before, len(encoded.data)),
+            f"{8 * len(encoded.data) / (width * height):7.3f} bpp",
+            f"{quality:>8}",
+            f"{sum(encoded.seconds.values()):6.2f} s",
+        ]
+
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, fatal=(ModelError, DeviceError))
+
+
+def decode_command(args: argparse.Namespace) -> int:
+    from .image_io import check_suffix, image_bytes, to_pil
+
+    suffix = "." + args.format.lower().lstrip(".") if args.format else None
+    if suffix is not None:
+        check_suffix(suffix)
+    jobs = plan(args.input, args.output, suffix or ".png")
+
+    def work(job: Job) -> list[str]:
+        _check_output(job, args.force)
+        kind = suffix or (".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1]))
+        data = _read_compressed(job.source)
+        read_info(data)
+        from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
+
+        codec = codec_for(data, args.device, args.model)
+        began = time.perf_counter()
+        picture = codec.decode(data)
+        seconds = time.perf_counter() - began
+        written = image_bytes(to_pil(picture), kind)
+        _write(job, written, args.force)
+        height, width = picture.pixels.shape[:2]
+        return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
+
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, fatal=(DeviceError,))
+
+
+def _report_stream(jobs: list[Job]) -> TextIO:
+    """Standard output, unless it carries a file."""
+    return sys.stderr if any(job.output == STANDARD for job in jobs) else sys.stdout
+
+
+def info_command(args: argparse.Namespace) -> int:
+    names = _model_names()
+
+    def work(job: Job) -> None:
+        info = read_info(_read_compressed(job.source))
+        model = next((name for full, name in names.items() if full.startswith(info.fingerprint)), None)
+        if args.json:
+            values = {"file": job.source, **asdict(info), "betas": [round(beta_of(o), 3) for o in info.offsets]}
+            values.update(model=model, bpp=8 * info.file_bytes / (info.width * info.height))
+            say(json.dumps(values), sys.stdout)
+        else:
+            say(describe(job.name, info, model), sys.stdout)
+
+    return _for_each([Job(source, STANDARD) for source in args.input], work, sys.stdout, quiet=True)
+
+
+def _model_names() -> dict[str, str]:
+    """Fingerprint -> name of the installed models; a damaged one is not the concern of `info`."""
+    from .model import find_models
+
+    with contextlib.suppress(ModelError):
+        return {model.fingerprint: model.name for model in find_models()}
+    return {}
+
+
+def describe(name: str, info: FileInfo, model: str | None) -> str:
+    """What `info` prints of a file."""
+    kind = ("gray" if info.gray else "RGB") + (" with alpha" if info.alpha else "")
+    parts = [("header", info.header_bytes)]
+    for number, (size, offset) in enumerate(zip(info.layer_bytes, info.offsets, strict=True), 1):
+        parts.append((f"layer {number}" + (f", beta {beta_of(offset):.2f}" if offset else ""), size))
+    parts += [(f"chunk {tag}", size) for tag, size in info.chunk_bytes.items()]
+    rest = info.file_bytes - sum(size for _, size in parts)
+    if rest:
+        parts.append(("chunk headers", rest))
+    width = max(len(label) for label, _ in parts)
+    rows = [f"{label:{width}}  {size:>11,} bytes  {100 * size / info.file_bytes:5.1f} %" for label, size in parts]
+    lines = [
+        f"{shown(name)}: {info.width}x{info.height} {kind}, quality {info.quality}",
+        f"  file     {info.file_bytes:,} bytes, {8 * info.file_bytes / (info.width * info.height):.4f} bpp, "
+        f"format version {info.version}",
+        f"  model    {info.fingerprint} ({model or 'not installed'})",
+        f"  latents  {info.latent_hash}",
+    ]
+    return "\n".join(lines) + "\n" + textwrap.indent("\n".join(rows), "  ")
+
+
+def models_command(args: argparse.Namespace) -> int:
+    from .model import DEFAULT_MODEL, find_models
+
+    models = find_models()
+    if not models:
+        raise ModelError("no model is installed; $HVCOMPRESS_MODELS may name a folder of model folders")
+    width = max(len(model.name) for model in models)
+    for model in models:
+        values = {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "parameters": model.parameters,
+            "description": model.description,
+            "path": str(model.path),
+            "default": model.name == DEFAULT_MODEL,
+        }
+        if args.json:
+            say(json.dumps(values), sys.stdout)
+        else:
+            mark = "*" if values["default"] else " "
+            columns = f"{model.fingerprint[:8]}  {model.parameters / 1e6:.1f} M parameters  {shown(model.description)}"
+            say(f"{mark} {model.name:{width}}  {columns}", sys.stdout)
+    return 0
+
+
+def test_command(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from .codec import load_model
+    from .metrics import psnr
+
+    codec = load_model(args.model, args.device)
+    say(f"ok  model {codec.name} ({codec.fingerprint[:8]}) passes its self-test on {codec.device}", sys.stdout)
+    picture = _test_picture()
+    for quality in (0, 30, 60, LEVELS - 1):
+        encoded = codec.encode(picture, quality)
+        decoded = codec.decode(encoded.data)
+        if not np.array_equal(decoded.alpha, picture.alpha):
+            raise HvcompressError(f"quality {quality}: the alpha plane came back changed")
+        if not np.array_equal(decoded.pixels, encoded.picture.pixels):
+            raise HvcompressError(f"quality {quality}: two decodings of the same bytes differ")
+        db = psnr(picture.pixels, decoded.pixels)
+        if db < 20:
+            raise HvcompressError(f"quality {quality}: the picture came back with only {db:.2f} dB")
+        say(f"ok  quality {quality:3}: {len(encoded.data):>6,} bytes, {db:.2f} dB, decoded as encoded", sys.stdout)
+    return 0
+
+
+def _test_picture() -> Picture:
+    """A smooth picture of odd size with an alpha plane."""
+    import numpy as np
+
+    from .image_io import Picture
+
+    y, x = np.mgrid[0:93, 0:131]
+    waves = [np.sin(x / 17 + phase) * np.cos(y / 23 - phase) for phase in (0.0, 0.7, 1.4)]
+    pixels = np.rint(127.5 + 90 * np.stack(waves, axis=2)).astype(np.uint8)
+    return Picture(pixels, alpha=(x + y).astype(np.uint8))

@@ -1,0 +1,101 @@
+"""What the command line shares with the terminal: standard streams, lines of text, errors, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import TextIO
+
+from . import errors
+from .errors import HvcompressError, InputError, LimitError, OutputError
+
+UNEXPECTED, INTERRUPTED = 70, 130  # as in sysexits.h (EX_SOFTWARE), and 128 + SIGINT
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)  # torch's words
+
+
+def exit_codes() -> dict[int, str]:
+    """Exit code -> meaning: the first clause of each error class's docstring, so that help cannot drift from code."""
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    meanings = {0: "Success", UNEXPECTED: "A fault in this program", INTERRUPTED: "Interrupted (Ctrl-C)"}
+    for kind in classes:
+        meanings[kind.exit_code] = re.split(r" \(|[;:.](?:\s|$)", " ".join(kind.__doc__.split()))[0]
+    return dict(sorted(meanings.items()))
+
+
+def debugging() -> bool:
+    return bool(os.environ.get("HVCOMPRESS_DEBUG"))
+
+
+def shown(name: str) -> str:
+    """A name on one line, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def say(line: str, stream: TextIO | None) -> None:
+    """Print a line; nowhere if the stream was closed from outside (None, which `print` would take for stdout)."""
+    if stream is not None:
+        with contextlib.suppress(OSError) if stream is sys.stderr else _output_errors():
+            print(line, file=stream, flush=True)
+
+
+def complain(error: BaseException, name: str = "") -> int:
+    """Say on standard error, in one line, what went wrong with the file of that name; returns the exit code."""
+    code = UNEXPECTED
+    if isinstance(error, HvcompressError):
+        code, text = error.exit_code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        code, text = INTERRUPTED, "interrupted"
+    elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        code, text = LimitError.exit_code, "not enough memory for this picture"
+    else:
+        lines = str(error).strip().splitlines() or [""]
+        text = f"unexpected {type(error).__name__}: {lines[0]} (HVCOMPRESS_DEBUG=1 shows more)"
+    if name and not text.startswith(name + ": "):
+        text = f"{name}: {text}"
+    if debugging():
+        say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip(), sys.stderr)
+    say(f"hvcompress: {shown(text)}", sys.stderr)
+    return code
+
+
+def read_standard_input() -> bytes:
+    """All of it. Raises InputError."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"standard input: {error.strerror}") from error
+
+
+def write_standard_output(data: bytes) -> None:
+    """Raises OutputError."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    with _output_errors():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def flush_standard_output() -> None:
+    """Raises OutputError."""
+    if sys.stdout is not None:
+        with _output_errors():
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    """A reader that went away or a full disk behind standard output is an OutputError, and is told once."""
+    try:
+        yield
+    except OSError as error:
+        # Python would try once more to flush while it exits, and complain in its own words.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        gone = isinstance(error, BrokenPipeError)
+        raise OutputError(f"standard output: {'nobody reads it any more' if gone else error.strerror}") from error

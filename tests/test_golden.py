@@ -1,0 +1,114 @@
+"""Files that must decode for ever to the same latents, whatever computes them; with the model that ships."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hvcompress
+from hvcompress import codec as codec_module
+from hvcompress.errors import HvcompressError
+from hvcompress.image_io import read_picture
+
+GOLDEN = Path(__file__).parent / "golden"
+DIGESTS: dict[str, str] = json.loads((GOLDEN / "latents.json").read_text())
+
+
+def digests(codec) -> dict[str, str]:
+    return {name: codec.latent_digest((GOLDEN / f"{name}.hvci").read_bytes()) for name in DIGESTS}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return hvcompress.load_model(device="cpu")
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_latents_and_pixels(shipped, name):
+    data = (GOLDEN / f"{name}.hvci").read_bytes()
+    assert shipped.latent_digest(data) == DIGESTS[name]
+    decoded, stored = hvcompress.decode(data, device="cpu"), Image.open(GOLDEN / f"{name}.png")
+    assert decoded.mode == stored.mode and decoded.size == stored.size
+    difference = np.asarray(decoded).astype(int) - np.asarray(stored)
+    assert np.abs(difference).max() <= 1
+
+
+def test_threads(shipped):
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert digests(shipped) == DIGESTS
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_channels_last(shipped):
+    parts = codec_module.load_parts(codec_module.find_model())
+    parts.topdown.to(memory_format=torch.channels_last)
+    assert digests(codec_module.Codec(codec_module.find_model(), parts, torch.device("cpu"))) == DIGESTS
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "2"},
+    ],
+    ids=lambda environment: "-".join(f"{key}={value}" for key, value in environment.items()),
+)
+def test_other_instruction_sets(environment, tmp_path):
+    """Decode here what another process, with other kernels, encodes there; and let it decode the golden files."""
+    script = (
+        "import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); import test_golden as g, hvcompress\n"
+        "codec = hvcompress.load_model(device='cpu')\n"
+        "picture = g.read_picture(g.GOLDEN / 'odd.png')\n"
+        "pathlib.Path(sys.argv[2]).write_bytes(codec.encode(picture, 70, verify=False).data)\n"
+        "print(json.dumps([g.digests(codec), codec.latent_digest(pathlib.Path(sys.argv[2]).read_bytes())]))"
+    )
+    made = tmp_path / "made.hvci"
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(made)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    there, digest = json.loads(done.stdout)
+    assert there == DIGESTS
+    assert hvcompress.load_model(device="cpu").latent_digest(made.read_bytes()) == digest
+
+
+@pytest.mark.cuda
+def test_cuda_with_and_without_tf32():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+            torch.backends.cudnn.benchmark = allowed
+            assert digests(hvcompress.load_model(device="cuda")) == DIGESTS
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
+        torch.backends.cudnn.benchmark = before[2]
+
+
+def test_every_truncation_and_2000_flips_of_a_real_file(shipped):
+    data = (GOLDEN / "odd.hvci").read_bytes()
+    damaged = [data[:length] for length in range(len(data))]
+    generator = random.Random(5)
+    for _ in range(2000):
+        flipped = bytearray(data)
+        bit = generator.randrange(8 * len(data))
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for broken in damaged:
+        with pytest.raises(HvcompressError):
+            shipped.decode(broken)
