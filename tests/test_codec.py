@@ -254,3 +254,10 @@ def test_cuda_decodes_what_the_cpu_made(tiny, tiny_folder, photo):
             encoded = encoder.encode(read_picture(photo), quality)
             decoded = decoder.decode(encoded.data)  # raises MismatchError where one bit of the latents differs
             assert np.abs(decoded.pixels.astype(int) - encoded.picture.pixels).max() <= 1
+
+
+def test_constant_alpha_costs_a_byte(tiny, photo):
+    opaque = np.full(photo.shape[:2], 255, np.uint8)
+    encoded = tiny.encode(Picture(photo, False, opaque, None), 50)
+    assert hvcompress.read_info(encoded.data).chunk_bytes == {"ALPH": 1}
+    assert np.array_equal(encoded.picture.alpha, opaque)

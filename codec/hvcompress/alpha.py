@@ -1,4 +1,4 @@
-"""The alpha plane, kept losslessly: an 8-bit gray PNG inside a chunk."""
+"""The alpha plane, kept losslessly: an 8-bit gray PNG inside a chunk, or one byte where the plane is constant."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from .errors import FormatError
 
 def pack_alpha(alpha: np.ndarray) -> bytes:
     """(H, W) uint8 -> bytes."""
+    if alpha.min() == alpha.max():  # most often: fully opaque
+        return bytes((alpha.flat[0],))
     buffer = io.BytesIO()
     Image.fromarray(alpha).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def unpack_alpha(data: bytes, width: int, height: int) -> np.ndarray:
-    """Inverse of `pack_alpha`. Raises FormatError where it is not a gray PNG of the declared size."""
+    """Inverse of `pack_alpha`. Raises FormatError where it is neither a byte nor a gray PNG of that size."""
+    if len(data) == 1:
+        return np.full((height, width), data[0], np.uint8)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size != (width, height) or image.mode != "L":  # before any pixel is decoded

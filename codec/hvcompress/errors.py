@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class HvcompressError(Exception):
-    """Anything that went wrong in a way we foresaw; the message is one line for a person."""
+    """A check failed; the base of all errors that we foresaw, each with one line for a person as its message."""
 
     exit_code = 1
 

@@ -1,0 +1,77 @@
+"""A codec without a network, so that the command line is tested apart from torch and from any model.
+
+Its files are true .hvci files to `container`; the second of three streams holds the pixels, coarsely quantized.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import zlib
+
+import numpy as np
+from hvcompress import container
+from hvcompress.alpha import pack_alpha, unpack_alpha
+from hvcompress.errors import DeviceError, ModelError, UsageError
+from hvcompress.image_io import Picture
+
+FINGERPRINT = "c0ffee00" * 8
+
+
+class FakeCodec:
+    name, fingerprint, device, layers = "fake", FINGERPRINT, "cpu", 3
+
+    def encode(self, picture, quality=60, offsets=None, *, verify=True):
+        if offsets is not None and len(offsets) != self.layers:
+            raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
+        height, width = picture.pixels.shape[:2]
+        step = 1 + (100 - quality) // 10
+        stream = zlib.compress((picture.pixels // step).tobytes())
+        chunks = {} if picture.alpha is None else {container.ALPHA: pack_alpha(picture.alpha)}
+        if picture.icc:
+            chunks[container.ICC] = picture.icc
+        offsets = (0,) * self.layers if offsets is None else tuple(offsets)
+        header = container.Header(
+            width, height, picture.gray, quality, offsets, bytes.fromhex(FINGERPRINT)[:4], b"hash"
+        )
+        data = container.pack(container.Container(header, (b"", stream, b"end"), chunks))
+        seconds = {"network": 0.25, "coder": 0.5, "verify": 0.5}
+        return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
+
+    def decode(self, data):
+        parsed = container.parse(data)
+        header = parsed.header
+        shape = header.height, header.width, 3
+        step = 1 + (100 - header.quality) // 10
+        pixels = np.frombuffer(zlib.decompress(parsed.streams[1]), np.uint8).reshape(shape) * np.uint8(step)
+        alpha = parsed.chunks.get(container.ALPHA)
+        alpha = None if alpha is None else unpack_alpha(alpha, header.width, header.height)
+        return Picture(pixels, header.gray, alpha, parsed.chunks.get(container.ICC))
+
+
+def load_model(name=None, device="auto"):
+    if name not in (None, "fake"):
+        raise ModelError(f"unknown model {name!r} (installed: fake)")
+    if device.startswith("cuda"):
+        raise DeviceError(f"there is no device {device}")
+    return FakeCodec()
+
+
+def codec_for(data, device="auto", model=None):
+    if container.parse(data).header.fingerprint.hex() != FINGERPRINT[:8]:
+        raise ModelError("the file was made with a model that is not installed")
+    return load_model(model, device)
+
+
+def module() -> types.ModuleType:
+    """What stands in for `hvcompress.codec` in `sys.modules`."""
+    made = types.ModuleType("hvcompress.codec")
+    made.load_model, made.codec_for = load_model, codec_for
+    return made
+
+
+if __name__ == "__main__":  # the command line with this codec, for tests that need a process of its own
+    sys.modules["hvcompress.codec"] = module()
+    from hvcompress.cli import main
+
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The benchmark harness: its arithmetic, its cited data, its cache, and how it refuses. Without Kodak, in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import classical  # noqa: E402
+import kodak_set  # noqa: E402
+import measure  # noqa: E402
+import pictures  # noqa: E402
+import rd  # noqa: E402
+import rd_plot  # noqa: E402
+import report  # noqa: E402
+
+RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
+CURVE = rd.Curve("a", "A", RATES, (27.0, 29.5, 32.5, 35.8, 39.5), (0.90, 0.94, 0.97, 0.985, 0.993))
+
+
+def scaled(factor: float, db: float = 0.0) -> rd.Curve:
+    """CURVE at `factor` times the rate, raised by `db`."""
+    return dataclasses.replace(
+        CURVE, key="b", label="B", bpp=tuple(factor * r for r in RATES), psnr=tuple(p + db for p in CURVE.psnr)
+    )
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    """A folder with one small smooth picture."""
+    y, x = np.mgrid[0:48, 0:64]
+    pixels = np.stack([x * 4, y * 5, 128 + 100 * np.sin(x / 7) * np.cos(y / 5)], 2).astype(np.uint8)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "one.png")
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def test_bd_rate_of_a_curve_against_itself_is_zero():
+    pytest.importorskip("bjontegaard")
+    assert rd.bd_rate(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
+    assert rd.bd_rate_msssim(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
+
+
+def test_half_the_rate_is_minus_fifty_percent_in_all_and_in_a_band():
+    pytest.importorskip("bjontegaard")
+    assert rd.bd_rate(CURVE, scaled(0.5)) == pytest.approx(-50, abs=1e-6)
+    assert rd.bd_rate(scaled(0.5), CURVE) == pytest.approx(100, abs=1e-6)
+    assert rd.bd_rate_in_band(CURVE, scaled(0.5), 30, 33) == pytest.approx(-50, abs=1e-6)
+
+
+def test_no_bd_rate_without_common_psnr_or_outside_the_band():
+    pytest.importorskip("bjontegaard")
+    assert rd.bd_rate(CURVE, scaled(1, db=12)) is None
+    assert rd.bd_rate_in_band(CURVE, CURVE, 38, 41) is None
+    assert rd.bd_rate_msssim(CURVE, dataclasses.replace(CURVE, msssim=())) is None
+
+
+def test_equal_rate_finds_the_worst_place_and_what_is_missing():
+    pytest.importorskip("scipy")
+    better = rd.compare_at_equal_rate(scaled(1, db=0.5), CURVE, 0.15, 1.5)
+    assert better.always_better and better.worst_db == pytest.approx(0.5, abs=1e-6) and better.worst_percent < 0
+    assert better.uncovered == ()
+    crossing = dataclasses.replace(CURVE, psnr=(28.0, 30.5, 33.0, 35.5, 38.5))
+    worse = rd.compare_at_equal_rate(crossing, CURVE, 0.15, 1.5)
+    assert not worse.always_better and worse.worst_db_at > 1.4 and worse.worst_percent > 0
+    wide = rd.compare_at_equal_rate(CURVE, scaled(2), 0.05, 4)
+    assert (wide.low, wide.high) == (0.2, 1.6) and len(wide.uncovered) == 4
+    assert rd.compare_at_equal_rate(CURVE, CURVE, 5, 6) is None
+
+
+def test_a_curve_that_ends_early_is_not_better_at_every_rate():
+    pytest.importorskip("scipy")
+    short = dataclasses.replace(scaled(0.5), bpp=(0.1, 0.2, 0.4), psnr=(29.5, 32.5, 35.8))
+    margin = rd.compare_at_equal_rate(short, CURVE, 0.15, 1.5)
+    assert margin.worst_db > 0 and not margin.always_better
+    ends_early = dataclasses.replace(CURVE, bpp=RATES[:3], psnr=CURVE.psnr[:3])
+    assert rd.compare_at_equal_rate(scaled(1, db=1), ends_early, 0.15, 1.5).always_better
+
+
+def test_interpolation_leaves_out_points_that_a_smaller_file_beats():
+    rate, quality = rd.rising((0.1, 0.2, 0.3, 0.3, 0.4), (30, 32, 31.9, 33, 33))
+    assert list(rate) == [0.1, 0.2, 0.3] and list(quality) == [30, 32, 33]
+
+
+def test_a_curve_is_the_mean_over_images_and_needs_them_all():
+    rows = [
+        {"point": f"q {q}", "image": name, "bpp": q + i, "psnr": 30 + q + i, "msssim": 0.9}
+        for q in (2, 1)
+        for i, name in enumerate("ab")
+    ]
+    curve = rd.mean_curve("x", "X", rows)
+    assert curve.bpp == (1.5, 2.5) and curve.psnr == (31.5, 32.5)
+    with pytest.raises(ValueError, match="every image"):
+        rd.mean_curve("x", "X", rows[:-1])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cited data and pictures
+
+
+def test_published_curves_load_and_have_sources():
+    curves = rd.published_curves()
+    assert len({curve.key for curve in curves}) == len(curves) >= 15
+    for curve in curves:
+        assert curve.source and len(curve.bpp) == len(curve.psnr) >= 4, curve.key
+        assert len(curve.msssim) in (0, len(curve.bpp)), curve.key
+        assert list(curve.bpp) == sorted(curve.bpp) and 20 < min(curve.psnr) < max(curve.psnr) < 50, curve.key
+
+
+def test_what_is_drawn_and_compared_exists():
+    published = {curve.key for curve in rd.published_curves()}
+    assert set(rd_plot.PUBLISHED_STYLE) <= published
+    assert set(rd_plot.MEASURED_STYLE) == {measure.OURS, *classical.CLASSICAL_KEYS}
+    assert set(report.ANCHORS) <= published | set(classical.CLASSICAL_KEYS)
+
+
+def test_the_sums_name_the_24_pictures():
+    sums = kodak_set.expected_sums()
+    assert sorted(sums) == [f"kodim{i:02d}.png" for i in range(1, 25)]
+    assert all(len(digest) == 64 for digest in sums.values())
+
+
+def test_a_whole_report_with_our_codec():
+    pytest.importorskip("bjontegaard")
+    rows = [
+        {"point": "quality 5", "image": "a", "bytes": 1010, "bpp": 0.1, "psnr": 30.0, "msssim": 0.9,
+         "estimated_bits": 8000.0, "encode_network_s": 0.5, "encode_coder_s": 0.1, "decode_s": 0.4}
+    ]  # fmt: skip
+    ours = dataclasses.replace(scaled(0.4), key=measure.OURS, label=measure.OURS)
+    webp = dataclasses.replace(CURVE, key="webp", label="WebP")
+    summary = report.summarise([ours, webp], rd.published_curves(), rows)
+    assert summary["bd_rate_psnr"][measure.OURS]["webp"] == pytest.approx(-60)
+    assert summary["equal_rate"]["webp"]["always_better"]
+    text = report.as_text(summary, [ours, webp], "title")
+    assert "WebP at every rate from 0.15 to 1.5 bpp: YES" in text and "+1.00 %" in text and "31-34 dB" in text
+
+
+def test_the_plot_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    rd_plot.draw([dataclasses.replace(CURVE, key="webp")], rd.published_curves(), tmp_path / "rd.png", "title")
+    assert Image.open(tmp_path / "rd.png").width > 1000
+
+
+def test_the_jpeg_beside_ours_is_not_smaller(photo):
+    image = Image.open(photo / "one.png")
+    sizes = [len(classical.jpeg420(image, q)) for q in range(1, 96)]
+    wanted = sizes[49] - 1
+    quality, data = pictures.jpeg_at_least(image, wanted)
+    assert len(data) == min(size for size in sizes if size >= wanted) == sizes[quality - 1]
+    assert pictures.jpeg_at_least(image, 10**9)[0] == 95
+    panel = pictures.Shown("a", "b", np.asarray(image))
+    assert pictures.side_by_side([panel] * 3, (8, 8, 32, 24)).width == 3 * 32 + 2 * pictures.GAP + 2 * pictures.MARGIN
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Refusing, and remembering
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["photos"]])
+def test_without_kodak_it_says_where_to_get_it(photo, arguments):
+    command = [sys.executable, str(BENCHMARKS / "kodak.py"), *arguments]
+    done = subprocess.run(command, cwd=photo.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "http://r0k.us/graphics/kodak/" in done.stderr and "SHA-256" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_bytes_under_the_right_names_are_refused(tmp_path):
+    for name in kodak_set.expected_sums():
+        (tmp_path / name).write_bytes(b"not this")
+    with pytest.raises(kodak_set.NotKodakError, match="kodim01.png, kodim02.png, kodim03.png and 21 more"):
+        kodak_set.find_images(tmp_path)
+    assert len(kodak_set.find_images(tmp_path, any_images=True)) == 24
+
+
+def test_the_key_changes_with_everything_that_matters():
+    codec = classical.classical("webp")
+    changed = [
+        (dataclasses.replace(codec, settings="method 4"), 50, "f" * 64),
+        (dataclasses.replace(codec, library=lambda: "another version"), 50, "f" * 64),
+        (dataclasses.replace(codec, key="webp2"), 50, "f" * 64),
+        (codec, 51, "f" * 64),
+        (codec, 50, "e" * 64),
+    ]
+    keys = {measure.cache_key(*parts) for parts in [(codec, 50, "f" * 64), *changed]}
+    assert len(keys) == 6
+    assert measure.cache_key(codec, 50, "f" * 64) == measure.cache_key(codec, 50.0, "f" * 64)
+
+
+def test_a_second_run_reuses_what_the_first_measured(photo, tmp_path):
+    images = kodak_set.find_images(photo, any_images=True)
+    codec = dataclasses.replace(classical.classical("jpeg420"), points=(20, 60))
+    first, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=False)
+    assert reused == 0 and [row["point"] for row in first["rows"]] == ["quality 20", "quality 60"]
+    assert first["rows"][0]["bytes"] == len(classical.jpeg420(Image.open(photo / "one.png"), 20))
+    again, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=False)
+    assert reused == 2 and again == first
+    more, reused = measure.run_classical(dataclasses.replace(codec, points=(20, 90)), images, tmp_path, 1, fresh=False)
+    assert reused == 1 and len(more["rows"]) == 2
+    _, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=True)
+    assert reused == 0
+
+
+@pytest.mark.parametrize("key", classical.CLASSICAL_KEYS)
+def test_every_codec_gives_back_the_picture(photo, key):
+    codec = classical.classical(key)
+    if key == "jpegxl":
+        pytest.importorskip("imagecodecs")
+    image = measure.read_rgb(photo / "one.png")
+    best = min(codec.points) if codec.point_name in ("ratio", "distance") else max(codec.points)
+    worst = max(codec.points) if codec.point_name in ("ratio", "distance") else min(codec.points)
+    good, bad = codec.encode(image, best), codec.encode(image, worst)
+    decoded = codec.decode(good)
+    assert len(bad) < len(good) and decoded.shape == (48, 64, 3) and decoded.dtype == np.uint8
+    assert measure.psnr(np.asarray(image), decoded) > 28

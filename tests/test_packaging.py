@@ -1,0 +1,334 @@
+"""The launchers, the metadata and the wheel say the same thing and hold what they promise."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from unittest import mock
+
+import hvcompress
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SCRIPTS = ["bin/hvcompress", "bin/test", ".ci/run"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+LIGHT = ["torch", "numpy", "PIL", "constriction", "safetensors"]
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
+
+
+def pins(python: str) -> dict[str, Requirement]:
+    """Constraints in force for a Python version, by name. A name that is pinned twice fails."""
+    environment = default_environment() | {"python_version": python}
+    found: dict[str, Requirement] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        line = line.partition("#")[0].strip()
+        if line and ((pin := Requirement(line)).marker is None or pin.marker.evaluate(environment)):
+            assert pin.name not in found, f"{pin.name} is pinned twice for Python {python}"
+            found[pin.name] = pin
+    return found
+
+
+# Versions and constraints
+
+
+def test_version_is_the_same_everywhere():
+    assert hvcompress.__version__ == PROJECT["version"]
+    assert importlib.metadata.version("hvcompress") == PROJECT["version"]
+    assert re.search(rf"^## \[{re.escape(PROJECT['version'])}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_dependency_is_pinned_within_its_bounds(python):
+    pinned = pins(python)
+    wanted = list(PROJECT["dependencies"])
+    for extra in ("test", "bench", "train"):
+        wanted += PROJECT["optional-dependencies"][extra]
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            (pin,) = pinned[requirement.name].specifier
+            assert pin.operator == "==" and requirement.specifier.contains(pin.version), requirement
+
+
+def test_whatever_is_installed_for_the_package_is_pinned():
+    """Follows the requirements of what is installed, so a new dependency of a dependency is noticed."""
+    pinned = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
+    seen, waiting = set(), [Requirement(line) for line in PROJECT["dependencies"]]
+    waiting += [Requirement(line) for line in PROJECT["optional-dependencies"]["test"]]
+    while waiting:
+        requirement = waiting.pop()
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        in_force = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        # torch's CUDA build pins these itself, exactly
+        if name in seen or not in_force or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+            continue
+        seen.add(name)
+        assert name in pinned, f"{name} is installed but not in constraints.txt"
+        waiting += map(Requirement, importlib.metadata.requires(name) or [])
+
+
+def test_pins_have_no_local_build_suffix():
+    assert not [pin for python in PYTHONS for pin in pins(python).values() if "+" in str(pin.specifier)]
+
+
+# Launchers
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_shell(script):
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    assert path.read_bytes().startswith(b"#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "bin/prepare.sh"])
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
+def test_scripts_are_valid_in(shell, script):
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    done = run(shell, "-n", ROOT / script)
+    assert done.returncode == 0, done.stderr
+
+
+def make_checkout(folder: Path) -> Path:
+    """A checkout whose .venv is a stand-in: the launcher starts a program that prints its arguments."""
+    shutil.copytree(ROOT / "bin", folder / "bin")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "hvcompress").write_text("import sys; print(sys.path[0], *sys.argv[1:], sep='|')")
+    stamp = run("cksum", "pyproject.toml", "constraints.txt", cwd=folder).stdout
+    (folder / ".venv" / ".stamp-package").write_text(f"{folder.resolve()}\n{stamp}")
+    return folder
+
+
+def test_launcher_starts_at_once_through_links_spaces_and_from_anywhere(tmp_path):
+    checkout = make_checkout(tmp_path / "a check out")
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    (elsewhere / "torch.py").write_text("raise SystemExit('imported from the current directory')")
+    absolute, relative = elsewhere / "absolute link", elsewhere / "relative link"
+    absolute.symlink_to(checkout / "bin" / "hvcompress")
+    relative.symlink_to(Path("absolute link"))
+    expected = f"{checkout.resolve() / '.venv' / 'bin'}|a b|*|\n"
+    for command in (checkout / "bin/hvcompress", absolute, relative, "./relative link"):
+        done = run(command, "a b", "*", "", cwd=elsewhere)
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+@pytest.mark.parametrize("change", ["pyproject.toml", "constraints.txt"])
+def test_launcher_sets_up_again_when_the_requirements_change(tmp_path, change):
+    checkout = make_checkout(tmp_path)
+    (checkout / change).open("a").write("\n# changed\n")
+    (checkout / "bin" / "prepare.py").write_text("import sys; print('set up'); sys.exit(sys.stdin.read() != '')")
+    done = run(checkout / "bin/hvcompress", "x", input="not for the set-up")
+    assert done.returncode == 0
+    assert done.stderr == "set up\n" and done.stdout.endswith("|x\n")
+
+
+@pytest.mark.parametrize(
+    ("python", "complaint"),
+    [
+        ("exit 1", "is not a 64-bit Python 3.10 or newer"),
+        ("exit 4", "cannot make virtual environments"),
+    ],
+)
+def test_launcher_refuses_an_unsuitable_python_in_one_line(tmp_path, python, complaint):
+    checkout = make_checkout(tmp_path)
+    (checkout / ".venv" / ".stamp-package").unlink()
+    fake = tmp_path / "fake python"
+    fake.write_text(f"#!/bin/sh\n{python}\n")
+    fake.chmod(0o755)
+    done = run(checkout / "bin/hvcompress", env=os.environ | {"HVCOMPRESS_PYTHON": str(fake)})
+    assert done.returncode == 69 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and complaint in done.stderr
+
+
+@pytest.mark.parametrize("python", ["missing", "there"])
+def test_launcher_leaves_alone_what_is_not_a_virtual_environment(tmp_path, python):
+    """Without pyvenv.cfg, .venv/bin/python is the machine's Python: nothing may be installed with it."""
+    checkout = make_checkout(tmp_path)
+    (checkout / ".venv" / ".stamp-package").unlink()
+    (checkout / ".venv" / "notes.txt").write_text("mine")
+    if python == "missing":
+        (checkout / ".venv" / "bin" / "python").unlink()
+    done = run(checkout / "bin/hvcompress", env=os.environ | {"HVCOMPRESS_PYTHON": sys.executable})
+    assert done.returncode == 69 and "remove it" in done.stderr and done.stderr.count("\n") == 1
+    assert (checkout / ".venv" / "notes.txt").read_text() == "mine"
+
+
+# What bin/prepare.py decides
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    monkeypatch.delenv("HVCOMPRESS_TORCH_INDEX", raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "bin" / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def server():
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200 if self.path == "/cpu/torch/" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_torch_comes_from_the_cpu_index_where_that_answers(prepare, server, monkeypatch, tmp_path):
+    for key in [key for key in os.environ if key.lower().endswith("_proxy")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setattr(prepare, "has_nvidia_gpu", lambda: False)
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    monkeypatch.setattr(prepare, "CPU_INDEX", f"{server}/cpu")
+    assert prepare.torch_index(tmp_path / ".venv", tmp_path) == f"{server}/cpu"
+    monkeypatch.setattr(prepare, "CPU_INDEX", f"{server}/nothing")
+    assert prepare.torch_index(tmp_path / ".venv", tmp_path) is None
+
+
+def test_silent_index_is_given_up_soon(prepare):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        began = time.monotonic()
+        assert not prepare.answers(f"http://127.0.0.1:{silent.getsockname()[1]}/torch/")
+        assert time.monotonic() - began < prepare.PROBE_SECONDS + 5
+
+
+def test_torch_index_follows_the_machine_and_the_wish(prepare, monkeypatch, tmp_path):
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    venv = tmp_path / ".venv"
+    monkeypatch.setattr(prepare, "answers", lambda url: True)
+    monkeypatch.setattr(prepare, "has_nvidia_gpu", lambda: True)
+    assert prepare.torch_index(venv, tmp_path) is None
+    monkeypatch.setattr(prepare, "has_nvidia_gpu", lambda: False)
+    assert prepare.torch_index(venv, tmp_path) == prepare.CPU_INDEX
+    monkeypatch.setenv("HVCOMPRESS_TORCH_INDEX", "https://example.org/rocm")
+    assert prepare.torch_index(venv, tmp_path) == "https://example.org/rocm"
+    monkeypatch.setenv("HVCOMPRESS_TORCH_INDEX", "none")
+    assert prepare.torch_index(venv, tmp_path) is None
+    monkeypatch.delenv("HVCOMPRESS_TORCH_INDEX")
+    torch = next(pin for pin in pins("3.11").values() if pin.name == "torch")
+    version = str(torch.specifier).removeprefix("==")
+    (venv / "lib" / "python3.11" / "site-packages" / f"torch-{version}+cu130.dist-info").mkdir(parents=True)
+    assert prepare.torch_index(venv, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        ("NewConnectionError(...)\nERROR: No matching distribution found for torch==2.13.0", "cannot be reached"),
+        ("ERROR: No matching distribution found for torch==2.13.0 (from hvcompress)", "offers no torch==2.13.0"),
+        ("[Errno 13] Permission denied: '/x'", "no permission"),
+        ("Traceback ...", "pip failed"),
+    ],
+)
+def test_failures_are_told_apart(prepare, log, cause):
+    with pytest.raises(prepare.SetupError, match=cause) as caught:
+        prepare.raise_for(log, "pip failed")
+    assert "\n" not in str(caught.value)
+
+
+def test_removal_cut_short_leaves_the_marks(prepare, monkeypatch, tmp_path):
+    venv = tmp_path / ".venv"
+    for name in ("bin", "lib"):
+        (venv / name).mkdir(parents=True)
+    for name in (".made-by-bin", ".unfinished", ".stamp-test", "pyvenv.cfg"):
+        (venv / name).touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare.shutil, "rmtree", mock.Mock(side_effect=[None, KeyboardInterrupt]))
+        prepare.remove(venv)
+    assert (venv / ".unfinished").exists() and not (venv / ".stamp-test").exists()
+    prepare.remove(venv)
+    assert not venv.exists()
+
+
+# The package
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import hvcompress"], ["-c", "import hvcompress.cli"]])
+def test_import_is_light(arguments):
+    code = f"{arguments[1]}; import sys; print([m for m in {LIGHT!r} if m in sys.modules])"
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stdout
+    if arguments[1] == "import hvcompress":
+        assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("start", [["-m", "hvcompress"], [Path(sys.executable).parent / "hvcompress"]])
+def test_version_option(start):
+    done = run(sys.executable, *start, "--version")
+    assert done.returncode == 0, done.stderr
+    assert PROJECT["version"] in done.stdout
+
+
+def test_package_is_typed():
+    assert (ROOT / "codec" / "hvcompress" / "py.typed").is_file()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    done = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_the_package_and_every_model(wheel):
+    names = set(wheel.namelist())
+    assert {"hvcompress/__init__.py", "hvcompress/cli.py", "hvcompress/py.typed"} <= names
+    models = [path for path in (ROOT / "models").rglob("*") if path.is_file()]
+    assert any(path.name == "weights.safetensors" for path in models), "no model in models/"
+    for path in models:
+        assert f"hvcompress/{path.relative_to(ROOT).as_posix()}" in names
+
+
+def test_wheel_holds_nothing_else(wheel):
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert tops == {"hvcompress", f"hvcompress-{PROJECT['version']}.dist-info"}
+    assert not [name for name in wheel.namelist() if "__pycache__" in name or name.startswith("hvcompress/tests")]
+
+
+def test_wheel_metadata(wheel):
+    folder = f"hvcompress-{PROJECT['version']}.dist-info"
+    metadata = wheel.read(f"{folder}/METADATA").decode()
+    assert "License-Expression: MIT" in metadata and f"{folder}/licenses/LICENSE" in wheel.namelist()
+    assert wheel.read(f"{folder}/entry_points.txt").decode().split() == [
+        "[console_scripts]", "hvcompress", "=", "hvcompress.cli:main"]  # fmt: skip
