@@ -10,7 +10,6 @@ import pytest
 def tiny_folder(tmp_path_factory):
     """Folder of a model of a few thousand random weights; its latents are lively at every layer."""
     import torch
-
     from hvcompress.entropy import gaussian_tables
     from hvcompress.network import Config, HierarchicalVAE, Latent
     from hvcompress.training.export import network_of, tensors_of, write_folder
@@ -19,7 +18,14 @@ def tiny_folder(tmp_path_factory):
     config = Config(
         widths=dict.fromkeys(strides, 16),
         encoder_blocks=dict.fromkeys(strides, 1),
-        latents=(Latent(64, 4, 1), Latent(32, 4, 1), Latent(16, 8, 1), Latent(16, 8, 1), Latent(8, 4, 1), Latent(8, 4, 1)),
+        latents=(
+            Latent(64, 4, 1),
+            Latent(32, 4, 1),
+            Latent(16, 8, 1),
+            Latent(16, 8, 1),
+            Latent(8, 4, 1),
+            Latent(8, 4, 1),
+        ),
         synthesis_blocks={8: 1, 4: 1},
         knots=5,
     )

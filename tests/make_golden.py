@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-
 from hvcompress.codec import load_model
 from hvcompress.image_io import Picture, to_pil
 
@@ -31,6 +30,7 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
 
 def cases() -> dict[str, tuple[Picture, int, tuple[int, ...] | None]]:
     """Name -> picture, quality, offsets."""
+
     def gray(p):
         return np.repeat(p[:, :, :1], 3, axis=2)
 

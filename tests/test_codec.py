@@ -7,11 +7,10 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import hvcompress
 import numpy as np
 import pytest
 import torch
-
-import hvcompress
 from hvcompress import codec as codec_module
 from hvcompress import container
 from hvcompress.errors import (
@@ -24,7 +23,7 @@ from hvcompress.errors import (
     UsageError,
 )
 from hvcompress.image_io import Picture, read_picture
-from hvcompress.network import descend, dequantize
+from hvcompress.network import dequantize, descend
 
 
 def reseal(data: bytes, change) -> bytes:
@@ -220,7 +219,7 @@ def test_batched_alone_and_layouts_give_the_same_bits(tiny):
     together = latents(tiny, qualities, symbols, height, width)
     for image in range(3):
         alone = latents(tiny, qualities[image : image + 1], [s[image : image + 1] for s in symbols], height, width)
-        assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together))
+        assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True))
     strided = [s.contiguous(memory_format=torch.channels_last) for s in symbols]
     assert all(map(torch.equal, latents(tiny, qualities, strided, height, width), together))
     threads = torch.get_num_threads()

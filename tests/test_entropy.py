@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 import pytest
-
 from hvcompress.entropy import SYMBOL_LIMIT, TOTAL, LayerCoder, Tables, gaussian_tables, reach_of
 from hvcompress.errors import FormatError
 from hvcompress.scales import SCALE_LEVELS, scale
@@ -81,7 +80,10 @@ def test_bytes_never_change():
         frequencies.append(table)
     coder = LayerCoder(Tables(np.array([reach_of(k) for k in range(SCALE_LEVELS)], np.int32), tuple(frequencies)))
     generator = np.random.Generator(np.random.PCG64(7))
-    symbols, indices = generator.integers(-9, 10, 3000).astype(np.int16), generator.integers(0, 64, 3000).astype(np.uint8)
+    symbols, indices = (
+        generator.integers(-9, 10, 3000).astype(np.int16),
+        generator.integers(0, 64, 3000).astype(np.uint8),
+    )
     coded = coder.encode(symbols, indices)
     assert np.array_equal(coder.decode(coded, indices), symbols)
     assert hashlib.sha256(coded).hexdigest() == "2cd090a93af3c5af2fe2aaaa4876f0357fc897385f3dcf3f3052555aba5fa2e9"

@@ -9,8 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from hvcompress.codec import load_model
 from hvcompress.errors import InputError, UsageError
 from hvcompress.image_io import read_picture
@@ -19,6 +17,7 @@ from hvcompress.training.data import Crops
 from hvcompress.training.export import export
 from hvcompress.training.muon import orthogonalise
 from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step
+from PIL import Image
 
 RECIPE = """
 [model]
@@ -124,7 +123,16 @@ def test_empty_folder_is_refused(recipe, tmp_path):
 
 
 def test_command_line_says_what_is_wrong(recipe, tmp_path):
-    command = [sys.executable, "-m", "hvcompress.training", str(recipe), "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "hvcompress.training",
+        str(recipe),
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == InputError.exit_code and "Traceback" not in done.stderr
 

@@ -29,10 +29,8 @@ from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import MAX_STRIDE, Prior, dequantize, descend
 from .quality import LEVELS, MAX_OFFSET, layer_qualities
 
-
-# What a squared error of one step is worth in bits. High-resolution theory (R = -1/2 log2 D, D = step^2 / 12) says 8.66;
-# the value was chosen on held-out photographs (docs/training.md).
-ROUNDING_WEIGHT = 8.66
+# What a squared error of one step is worth in bits, in rounding. Chosen on held-out photographs (docs/training.md).
+ROUNDING_WEIGHT = 35.0
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class Codec:
         began = time.perf_counter()
         symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets)
         networked = time.perf_counter()
-        streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices))
-        estimated = sum(self._coder.bits(s, i) for s, i in zip(symbols, indices))
+        streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices, strict=True))
+        estimated = sum(self._coder.bits(s, i) for s, i in zip(symbols, indices, strict=True))
         chunks = {}
         if picture.icc is not None:
             chunks[container.ICC] = picture.icc

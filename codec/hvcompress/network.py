@@ -87,7 +87,7 @@ class Prior:
     layer: int  # 0 is the coarsest
     feature: Tensor  # (B, C, H/s, W/s) top-down feature, which the posterior also sees
     mean: Tensor  # (B, c, H/s, W/s)
-    scale_index: Tensor  # (B, c, H/s, W/s) an integer 0..SCALE_LEVELS-1 when exact, continuous and unbounded in training
+    scale_index: Tensor  # (B, c, H/s, W/s) integer in 0..SCALE_LEVELS-1 when exact, continuous in training
     step: Tensor  # (B, c, 1, 1) quantization step
 
 
@@ -315,8 +315,10 @@ class Synthesis(nn.Module):
         self.ups, self.stages = nn.ModuleDict(), nn.ModuleDict()
         while True:
             self.strides.append(stride)
-            blocks = [Block(config.widths[stride], config.knots, nn.Identity())
-                      for _ in range(config.synthesis_blocks[stride])]
+            blocks = [
+                Block(config.widths[stride], config.knots, nn.Identity())
+                for _ in range(config.synthesis_blocks[stride])
+            ]
             self.stages[str(stride)] = nn.ModuleList(blocks)
             if stride == PIXEL_STRIDE:
                 break

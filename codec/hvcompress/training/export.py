@@ -53,7 +53,7 @@ def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     for number in range(FIT_CROPS):
         image = (crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         symbols, indices, _ = codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers)
-        for s, i in zip(symbols, indices):
+        for s, i in zip(symbols, indices, strict=True):
             for k in np.unique(i):
                 reach = reach_of(k)
                 values = s[i == k].astype(np.int64)
@@ -67,7 +67,7 @@ def grid_cost(model: HierarchicalVAE, images: Tensor, recipe: Recipe) -> list[di
     frozen = copy.deepcopy(model)
     freeze(frozen.topdown)
     rows = []
-    for before, after in zip(validate(model, images, recipe), validate(frozen, images, recipe)):
+    for before, after in zip(validate(model, images, recipe), validate(frozen, images, recipe), strict=True):
         lam = lambda_of(before["quality"])
         # At the Lagrangian's minimum a loss in PSNR is worth lambda * dD bits: count it as rate.
         distortion = 255.0**2 * (10 ** (-after["psnr"] / 10) - 10 ** (-before["psnr"] / 10))
@@ -118,7 +118,15 @@ def export(run: Path, name: str, folder: Path, out: Path) -> ModelFolder:
     rows = grid_cost(model, data.centre_crops(held_out, recipe.patch), recipe)
     facts = {
         "description": f"photographs, {state['step']} steps",
-        "trained": {"steps": state["step"], "hours": round(state["seconds"] / 3600, 2), "date": str(date.today())},
+        "trained": {
+            "steps": state["step"],
+            "of_these_annealing": state["decay_steps"],
+            "batch": recipe.batch,
+            "patch": recipe.patch,
+            "photographs": len(training),
+            "hours": round(state["seconds"] / 3600, 2),
+            "date": str(date.today()),
+        },
         "held_out": [{key: round(value, 5) for key, value in row.items()} for row in rows],
     }
     written = write_folder(out, name, tensors, network, facts)

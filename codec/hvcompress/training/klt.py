@@ -9,8 +9,6 @@ transform codec, with every layer in use, instead of from noise.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +26,7 @@ from ..scales import LOG_SCALE_STEP
 
 
 def principal_axes(x: Tensor, count: int) -> Tensor:
-    """(B, C, H, W) -> (count, C) orthonormal rows, strongest second moment first; extra rows beyond C are faint noise."""
+    """(B, C, H, W) -> (count, C) orthonormal rows, strongest second moment first; rows beyond C are faint noise."""
     flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double()
     _, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))  # ascending
     axes = vectors.flip(1).T[:count].float()
@@ -67,7 +65,7 @@ def start_as_klt(model: HierarchicalVAE, images: Tensor) -> None:
         _set(up.mix.weight, inverse[2 * int(target)])
 
     h = torch.zeros_like(features[MAX_STRIDE])
-    for latent, layer, posterior in zip(model.config.latents, topdown.layers, encoder.posteriors):
+    for latent, layer, posterior in zip(model.config.latents, topdown.layers, encoder.posteriors, strict=True):
         if layer.up is not None:
             _set(layer.up.mix.weight, inverse[2 * latent.stride])
             h = layer.up(h)

@@ -29,7 +29,9 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For 4-D convolution weights, taken as (C_out, C_in * k * k) matrices."""
 
-    def __init__(self, weights: list[Tensor], lr: float, momentum: float = 0.95, precision: torch.dtype = torch.float32):
+    def __init__(
+        self, weights: list[Tensor], lr: float, momentum: float = 0.95, precision: torch.dtype = torch.float32
+    ):
         super().__init__(weights, {"lr": lr, "momentum": momentum})
         self.precision = precision
 
@@ -50,5 +52,5 @@ class Muon(torch.optim.Optimizer):
                 stacked = torch.stack([update for _, update in members]).to(self.precision)
                 updates = orthogonalise(stacked).to(members[0][0].dtype)
                 size = 0.2 * max(shape) ** 0.5
-                for (weight, _), update in zip(members, updates):
+                for (weight, _), update in zip(members, updates, strict=True):
                     weight.add_(update.view_as(weight), alpha=-group["lr"] * size)

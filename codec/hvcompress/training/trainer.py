@@ -1,7 +1,7 @@
 """Train a model from a recipe; resumable to the step.
 
     python -m hvcompress.training RECIPE --data DIR --out DIR            the trunk: constant learning rate, for ever
-    python -m hvcompress.training RECIPE --data DIR --out DIR --anneal N  a branch of N steps down to zero, to be shipped
+    python -m hvcompress.training RECIPE --data DIR --out DIR --anneal N  a branch of N steps down to zero, to ship
 
 The schedule is warm-up, stable, decay: the trunk may go on over many sittings, and whenever weights are to be shipped
 a short annealing branch starts from its latest checkpoint. So no training time is thrown away.
@@ -183,7 +183,7 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
         run.adam.step()
     decay = min(recipe.ema, (run.step + 1) / (run.step + 10))
     with torch.no_grad():
-        pairs = list(zip(run.average.parameters(), run.model.parameters()))
+        pairs = list(zip(run.average.parameters(), run.model.parameters(), strict=True))
         torch._foreach_lerp_([a for a, _ in pairs], [m for _, m in pairs], 1 - decay)
     run.step += 1
     return outcome
