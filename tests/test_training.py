@@ -83,7 +83,11 @@ def test_resumes_to_the_step_then_anneals_and_exports(recipe, folder, tmp_path):
     rows = list(csv.DictReader(open(branch / "validation.csv")))
     assert {"bpp", "psnr", "bpp_1", "bpp_6"} <= set(rows[0])
 
-    export(branch, "waves", folder, tmp_path / "waves")
+    export(branch, "waves", folder, tmp_path / "waves", "## Data\n\nWaves.")
+    card = (tmp_path / "waves" / "CARD.md").read_text()
+    assert "12 steps (4 of them annealing)" in card and card.endswith("Waves.\n")
+    with pytest.raises(InputError):
+        export(branch, "waves", folder, tmp_path / "waves")
     codec = load_model(tmp_path / "waves", "cpu")
     picture = read_picture(folder / "0.png")
     encoded = codec.encode(picture, 70)

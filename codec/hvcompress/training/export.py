@@ -25,16 +25,17 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..entropy import SYMBOL_LIMIT, Tables, gaussian_tables, reach_of
-from ..errors import HvcompressError
+from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
 from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
 from ..network import Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS, lambda_of
 from ..scales import SCALE_LEVELS
 from . import data
+from .card import card
 from .trainer import Recipe, read_recipe, validate
 
-FIT_CROPS = 240  # training crops whose symbols shape the frequency tables
+FIT_CROPS = 200  # training crops whose symbols shape the frequency tables
 
 
 def tensors_of(model: HierarchicalVAE, tables: Tables) -> dict[str, Tensor]:
@@ -101,8 +102,13 @@ def network_of(config: Config) -> dict:
     return json.loads(json.dumps(asdict(config)))
 
 
-def export(run: Path, name: str, folder: Path, out: Path) -> ModelFolder:
-    """Write the model folder `out` from the EMA weights of the checkpoint in `run`. Returns its description."""
+def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> ModelFolder:
+    """Write the model folder `out` from the EMA weights of the checkpoint in `run`; `notes` end its CARD.md.
+
+    Raises InputError where the folder exists already: a model is immutable.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; a model folder is never changed")
     recipe = read_recipe(run / "recipe.toml")
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     model = HierarchicalVAE(recipe.model)
@@ -127,10 +133,12 @@ def export(run: Path, name: str, folder: Path, out: Path) -> ModelFolder:
             "hours": round(state["seconds"] / 3600, 2),
             "date": str(date.today()),
         },
+        "held_out_pictures": len(held_out),
         "held_out": [{key: round(value, 5) for key, value in row.items()} for row in rows],
     }
     written = write_folder(out, name, tensors, network, facts)
     shutil.copyfile(run / "recipe.toml", out / "recipe.toml")
+    (out / "CARD.md").write_text(card(written.config, notes), encoding="utf-8")
     for row in rows:
         print(
             f"quality {row['quality']:3d}: {row['bpp']:.3f} bpp {row['psnr']:.2f} dB; on the grid "
@@ -147,12 +155,14 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--data", type=Path, required=True, help="the folder of photographs that it was trained on")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--notes", type=Path, help="Markdown to end the CARD with: data sources, limits")
     arguments = parser.parse_args()
     try:
-        export(arguments.run, arguments.name, arguments.data, arguments.out)
-    except HvcompressError as error:
+        notes = arguments.notes.read_text(encoding="utf-8") if arguments.notes else ""
+        export(arguments.run, arguments.name, arguments.data, arguments.out, notes)
+    except (HvcompressError, OSError) as error:
         print(f"hvcompress export: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", 1)
     return 0
 
 
