@@ -10,6 +10,7 @@ import pytest
 def tiny_folder(tmp_path_factory):
     """Folder of a model of a few thousand random weights; its latents are lively at every layer."""
     import torch
+
     from hvcompress.entropy import gaussian_tables
     from hvcompress.network import Config, HierarchicalVAE, Latent
     from hvcompress.training.export import network_of, tensors_of, write_folder

@@ -10,6 +10,7 @@ import types
 import zlib
 
 import numpy as np
+
 from hvcompress import container
 from hvcompress.alpha import pack_alpha, unpack_alpha
 from hvcompress.errors import DeviceError, ModelError, UsageError

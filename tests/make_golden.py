@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from hvcompress.codec import load_model
 from hvcompress.image_io import Picture, to_pil
 

@@ -13,15 +13,16 @@ import zlib
 from pathlib import Path
 
 import fake_codec
-import hvcompress
 import numpy as np
 import pytest
+from PIL import Image
+
+import hvcompress
 from hvcompress import container, errors
 from hvcompress.cli import main, plan
 from hvcompress.console import exit_codes
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import FORMATS
-from PIL import Image
 
 ROOT = Path(hvcompress.__file__).parents[1]
 COMMANDS = ("encode", "decode", "info", "models", "test")

@@ -7,10 +7,11 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import hvcompress
 import numpy as np
 import pytest
 import torch
+
+import hvcompress
 from hvcompress import codec as codec_module
 from hvcompress import container
 from hvcompress.errors import (

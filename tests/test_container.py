@@ -6,10 +6,11 @@ import random
 import zlib
 
 import pytest
-from hvcompress.container import ALPHA, ICC, MAX_SIDE, Container, Header, pack, parse, read_info
-from hvcompress.errors import FormatError, HvcompressError, LimitError, UnsupportedError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hvcompress.container import ALPHA, ICC, MAX_SIDE, Container, Header, pack, parse, read_info
+from hvcompress.errors import FormatError, HvcompressError, LimitError, UnsupportedError
 
 HEADER = Header(769, 513, False, 60, (0,) * 7, b"abcd", b"hash")
 STREAMS = (b"", b"1", b"22" * 70, b"4444", b"", b"666666", b"7" * 300)

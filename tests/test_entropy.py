@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from hvcompress.entropy import SYMBOL_LIMIT, TOTAL, LayerCoder, Tables, gaussian_tables, reach_of
 from hvcompress.errors import FormatError
 from hvcompress.scales import SCALE_LEVELS, scale

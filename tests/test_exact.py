@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from hvcompress.errors import ModelError
 from hvcompress.exact import (
     ACTIVATION_BITS,

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hvcompress
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import hvcompress
 from hvcompress import codec as codec_module
 from hvcompress.errors import HvcompressError
-from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 DIGESTS: dict[str, str] = json.loads((GOLDEN / "latents.json").read_text())

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
+
 from hvcompress import image_io
 from hvcompress.container import MAX_PIXELS
 from hvcompress.errors import InputError, LimitError, OutputError, UsageError
@@ -27,7 +29,6 @@ from hvcompress.image_io import (
     to_pil,
     write_atomically,
 )
-from PIL import Image, ImageCms
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (13, 9, 3), dtype=np.uint8)

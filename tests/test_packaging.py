@@ -17,10 +17,11 @@ import zipfile
 from pathlib import Path
 from unittest import mock
 
-import hvcompress
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+
+import hvcompress
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from hvcompress.codec import load_model
 from hvcompress.errors import InputError, UsageError
 from hvcompress.image_io import read_picture
@@ -17,7 +19,6 @@ from hvcompress.training.data import Crops
 from hvcompress.training.export import export
 from hvcompress.training.muon import orthogonalise
 from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step
-from PIL import Image
 
 RECIPE = """
 [model]

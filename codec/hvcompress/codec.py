@@ -40,7 +40,7 @@ class Encoded:
     data: bytes
     picture: Picture | None  # the decoded picture where it was verified
     estimated_bits: float  # what the model's tables predict for the layers, headers not included
-    seconds: dict[str, float]  # "network", "coder", "verify"
+    seconds: dict[str, float]  # "network", "coder"; and of decoding for verification "verify_network", "verify_coder"
 
 
 class LatentHash:
@@ -91,8 +91,9 @@ class Codec:
         container.check_size(width, height)
         began = time.perf_counter()
         symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets)
-        networked = time.perf_counter()
+        networked = time.perf_counter() - began
         streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices, strict=True))
+        coded = time.perf_counter() - began - networked
         estimated = sum(self._coder.bits(s, i) for s, i in zip(symbols, indices, strict=True))
         chunks = {}
         if picture.icc is not None:
@@ -102,19 +103,19 @@ class Codec:
         fingerprint = bytes.fromhex(self.fingerprint)[:4]
         header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4])
         data = container.pack(Container(header, streams, chunks))
-        coded = time.perf_counter()
-        decoded = self._verified(data) if verify else None
+        decoded, spent = self._verified(data) if verify else (None, {"network": 0.0, "coder": 0.0})
         seconds = {
-            "network": networked - began,
-            "coder": coded - networked,
-            "verify": time.perf_counter() - coded,
+            "network": networked,
+            "coder": coded,
+            "verify_network": spent["network"],
+            "verify_coder": spent["coder"],
         }
         return Encoded(data, decoded, estimated, seconds)
 
-    def _verified(self, data: bytes) -> Picture:
+    def _verified(self, data: bytes) -> tuple[Picture, dict[str, float]]:
         """Decode what is about to be handed out, from its bytes alone."""
         try:
-            return self.decode(data)
+            return self.decode_timed(data)
         except (FormatError, MismatchError) as error:
             raise MismatchError("verification failed: the result does not decode to what was encoded") from error
 
@@ -170,19 +171,24 @@ class Codec:
 
     # ---------------------------------------------------------------------------------------------- decoding
 
-    @torch.inference_mode()
     def decode(self, data: bytes) -> Picture:
         """Decompress a file.
 
         Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), and MismatchError
         where this device arrives at other latents than the encoder had.
         """
+        return self.decode_timed(data)[0]
+
+    @torch.inference_mode()
+    def decode_timed(self, data: bytes) -> tuple[Picture, dict[str, float]]:
+        """`decode`, and the seconds that "network" and range "coder" took."""
+        began = time.perf_counter()
         parsed = container.parse(data)
         header = parsed.header
         alpha = None
         if container.ALPHA in parsed.chunks:
             alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
-        h, digest = self._decode_latents(parsed)
+        h, digest, coder = self._decode_latents(parsed)
         if digest[:4] != header.latent_hash:
             raise MismatchError(
                 "the decoded latents are not those of the encoder: this device or its software computes differently"
@@ -192,15 +198,16 @@ class Codec:
         if header.gray:
             # The mean of the three planes; the network does not know that they should be equal.
             pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
-        return Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+        picture = Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+        return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
 
     @torch.inference_mode()
     def latent_digest(self, data: bytes) -> str:
         """SHA-256 of a file's decoded latents, 64 hex digits: the same on every device. Raises as `decode` does."""
         return self._decode_latents(container.parse(data))[1].hex()
 
-    def _decode_latents(self, parsed: Container) -> tuple[Tensor, bytes]:
-        """The last top-down feature (1, C, H'/8, W'/8), and the SHA-256 of all latents."""
+    def _decode_latents(self, parsed: Container) -> tuple[Tensor, bytes, float]:
+        """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds."""
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
@@ -208,17 +215,21 @@ class Codec:
             raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
         levels = self._levels(header.quality, header.offsets)
         latents = LatentHash()
+        coder = 0.0
 
         def choose(prior: Prior) -> Tensor:
+            nonlocal coder
             shape = prior.scale_index.shape
             indices = prior.scale_index.to(torch.uint8).cpu().numpy().ravel()
+            began = time.perf_counter()
             symbols = self._coder.decode(parsed.streams[prior.layer], indices)
+            coder += time.perf_counter() - began
             z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double().view(shape), self._topdown.snap)
             latents.update(z)
             return z
 
         h = descend(self._topdown.walk(levels, _padded(header.height), _padded(header.width)), choose)
-        return h, latents.digest()
+        return h, latents.digest(), coder
 
     # ---------------------------------------------------------------------------------------------- helpers
 

@@ -7,6 +7,7 @@ def card(config: dict, notes: str) -> str:
     """Markdown. config: of the model folder; notes: what only a person knows (sources of the data, limits)."""
     trained, rows = config["trained"], config["held_out"]
     layers = config["network"]["latents"]
+    numbered = list(enumerate(layers, 1))
     lines = [
         f"# {config['name']}",
         "",
@@ -24,7 +25,7 @@ def card(config: dict, notes: str) -> str:
         "",
         "| layer | stride | channels |",
         "|---|---|---|",
-        *(f"| {n} | {latent['stride']} | {latent['channels']} |" for n, latent in enumerate(layers, 1)),
+        *(f"| {n} | {latent['stride']} | {latent['channels']} |" for n, latent in numbered),
         "",
         f"## On {config['held_out_pictures']} held-out photographs",
         "",
@@ -38,7 +39,7 @@ def card(config: dict, notes: str) -> str:
         "|---" * (len(layers) + 4) + "|",
     ]
     for row in rows:
-        rates = [f"{row[f'bpp_{n}']:.4f}" for n in range(1, len(layers) + 1)]
+        rates = [f"{row[f'bpp_{n}']:.4f}" for n, _ in numbered]
         cells = [str(row["quality"]), f"{row['bpp']:.3f}", f"{row['psnr']:.2f}", *rates]
         lines.append("| " + " | ".join(cells) + f" | {100 * row['grid_cost']:+.2f} % |")
     return "\n".join(lines) + "\n\n" + notes.strip() + "\n"
