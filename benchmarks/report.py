@@ -96,19 +96,8 @@ def as_text(summary: dict, measured: list[rd.Curve], title: str) -> str:
 
 
 def _ours_table(lines: list[dict]) -> str:
-    head = [
-        "setting",
-        "bytes",
-        "bpp",
-        "PSNR",
-        "MS-SSIM",
-        "in dB",
-        "enc. network",
-        "+ coder",
-        "dec. network",
-        "+ coder",
-        "file/estimate",
-    ]
+    head = ["setting", "bytes", "bpp", "PSNR", "MS-SSIM", "in dB"]
+    head += ["encode network", "+ coder", "decode network", "+ coder", "file/estimate"]
     body = []
     for line in lines:
         similarity = line["msssim"]

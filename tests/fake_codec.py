@@ -36,7 +36,7 @@ class FakeCodec:
             width, height, picture.gray, quality, offsets, bytes.fromhex(FINGERPRINT)[:4], b"hash"
         )
         data = container.pack(container.Container(header, (b"", stream, b"end"), chunks))
-        seconds = {"network": 0.25, "coder": 0.5, "verify": 0.5}
+        seconds = {"network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
     def decode(self, data):

@@ -29,9 +29,9 @@ def card(config: dict, notes: str) -> str:
         "",
         f"## On {config['held_out_pictures']} held-out photographs",
         "",
-        "Estimated rate of rounded latents (plain rounding, Gaussian tables), 256 px centre crops of the photographs at "
-        "0.6 of their size. The grid's cost is the change of bits + lambda x squared error by moving the top-down path to "
-        "fixed point, as a share of the rate.",
+        "Estimated rate of rounded latents (plain rounding, Gaussian tables), 256 px centre crops of the photographs "
+        "at 0.6 of their size. The grid's cost is the change of bits + lambda x squared error by moving the top-down "
+        "path to fixed point, as a share of the rate.",
         "",
         "| quality | bpp | PSNR [dB] | "
         + " | ".join(f"layer {n}" for n in range(1, len(layers) + 1))
