@@ -137,7 +137,8 @@ def test_a_whole_report_with_our_codec():
     pytest.importorskip("bjontegaard")
     rows = [
         {"point": "quality 5", "image": "a", "bytes": 1010, "bpp": 0.1, "psnr": 30.0, "msssim": 0.9,
-         "estimated_bits": 8000.0, "encode_network_s": 0.5, "encode_coder_s": 0.1, "decode_network_s": 0.3, "decode_coder_s": 0.1}
+         "estimated_bits": 8000.0, "encode_network_s": 0.5, "encode_coder_s": 0.1,
+         "decode_network_s": 0.3, "decode_coder_s": 0.1}
     ]  # fmt: skip
     longer = scaled(0.4)
     ours = rd.Curve(measure.OURS, measure.OURS, (*longer.bpp, 2.0), (*longer.psnr, 44.0))
