@@ -261,3 +261,9 @@ def test_constant_alpha_costs_a_byte(tiny, photo):
     encoded = tiny.encode(Picture(photo, False, opaque, None), 50)
     assert hvcompress.read_info(encoded.data).chunk_bytes == {"ALPH": 1}
     assert np.array_equal(encoded.picture.alpha, opaque)
+
+
+def test_samples_come_from_the_same_walk(tiny):
+    first, again, other = (tiny.sample(100, 70, 50, seed).pixels for seed in (1, 1, 2))
+    assert first.shape == (70, 100, 3)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)

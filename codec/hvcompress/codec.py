@@ -26,7 +26,7 @@ from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageEr
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
-from .network import MAX_STRIDE, Prior, dequantize, descend
+from .network import MAX_STRIDE, Prior, dequantize, descend, scale_of
 from .quality import LEVELS, MAX_OFFSET, layer_qualities
 
 # What a squared error of one step is worth in bits, in rounding. Chosen on held-out photographs (docs/training.md).
@@ -230,6 +230,22 @@ class Codec:
 
         h = descend(self._topdown.walk(levels, _padded(header.height), _padded(header.width)), choose)
         return h, latents.digest(), coder
+
+    @torch.inference_mode()
+    def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:
+        """A picture drawn from the model itself: every latent from its prior. What the model believes pictures are."""
+        self._check(quality, None)
+        container.check_size(width, height)
+        levels = self._levels(quality, (0,) * self.layers)
+        generator = np.random.Generator(np.random.PCG64(seed))
+
+        def choose(prior: Prior) -> Tensor:
+            noise = torch.from_numpy(generator.standard_normal(tuple(prior.mean.shape))).to(self.device)
+            return dequantize(prior, torch.round(noise * scale_of(prior.scale_index)), self._topdown.snap)
+
+        h = descend(self._topdown.walk(levels, _padded(height), _padded(width)), choose)
+        output = self._synthesis(h.float(), torch.tensor([quality], device=self.device))
+        return Picture(np.ascontiguousarray(self._to_pixels(output)[:height, :width]))
 
     # ---------------------------------------------------------------------------------------------- helpers
 
