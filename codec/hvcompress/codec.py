@@ -1,7 +1,7 @@
 """Image -> bytes -> image with a loaded model.
 
-Encoder and decoder drive the same generator,
-`TopDown.walk`: the encoder sends it quantized posteriors, the decoder what the range coder returns.
+Encoder and decoder drive the same generator, `TopDown.walk`: the encoder sends it quantized posteriors, the decoder
+what the range coder returns.
 """
 
 from __future__ import annotations
