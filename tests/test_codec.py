@@ -72,7 +72,15 @@ def test_offsets_move_bits_and_are_stored(tiny, photo):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"quality": 101}, {"quality": -1}, {"offsets": (0,)}, {"offsets": (0, 0, 0, 0, 0, 99)}]
+    "arguments",
+    [
+        {"quality": 101},
+        {"quality": -1},
+        {"quality": 60.5},
+        {"quality": "60"},
+        {"offsets": (0,)},
+        {"offsets": (0, 0, 0, 0, 0, 99)},
+    ],
 )
 def test_bad_settings(tiny, photo, arguments):
     with pytest.raises(UsageError):
@@ -105,7 +113,7 @@ def test_flipped_bits_are_refused(tiny, photo):
 
 
 def test_damage_under_a_right_checksum_is_found(tiny, photo):
-    """Past the checksum the range decoder and the latents' hash stand guard: never a wrong picture, never a crash."""
+    """Past the checksum the range decoder and the latents' hash stand guard over the layers."""
     data = tiny.encode(read_picture(photo), 60).data
     start = hvcompress.read_info(data).header_bytes - 8
     generator = random.Random(4)
@@ -233,11 +241,11 @@ def test_batched_alone_and_layouts_give_the_same_bits(tiny):
 
 def test_library_face(tiny_folder, photo, tmp_path):
     path = tmp_path / "photo.png"
-    hvcompress_image = hvcompress.decode(
+    image = hvcompress.decode(
         hvcompress.encode(photo, 70, beta=[1, 1, 1, 1, 0.5, 2], model=tiny_folder), model=tiny_folder
     )
-    hvcompress_image.save(path)
-    assert hvcompress_image.mode == "RGB" and hvcompress_image.size == (photo.shape[1], photo.shape[0])
+    image.save(path)
+    assert image.mode == "RGB" and image.size == (photo.shape[1], photo.shape[0])
     data = hvcompress.encode(path, model=tiny_folder, device="cpu", verify=False)
     assert container.read_info(data).quality == 60
     with pytest.raises(UsageError):

@@ -51,7 +51,7 @@ def test_certain_symbols_cost_nothing():
 
 
 def test_learned_tables_fit_what_was_seen():
-    histogram = [np.zeros(2 * reach_of(k) + 1) for k in range(SCALE_LEVELS)]
+    histogram = [np.zeros(2 * reach_of(k) + 2) for k in range(SCALE_LEVELS)]
     histogram[20][reach_of(20)] = 1e6  # only zeros
     coder = LayerCoder(gaussian_tables(histogram))
     zeros, twenty = np.zeros(1000, np.int16), np.full(1000, 20, np.uint8)

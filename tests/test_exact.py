@@ -56,13 +56,13 @@ def test_convolution_is_integer_arithmetic(kernel):
     torch.manual_seed(0)
     layer, x = conv(24, 16, kernel), grid_values(2, 24, 9, 11)
     assert np.array_equal((layer(x) * 2.0**BIAS_BITS).long().numpy(), integer_conv(layer, x))
-    snapped = (Snap_exact()(layer(x)) * 2.0**ACTIVATION_BITS).long().numpy()
+    snapped = (exact_snap()(layer(x)) * 2.0**ACTIVATION_BITS).long().numpy()
     shift = BIAS_BITS - ACTIVATION_BITS
     expected = np.clip((integer_conv(layer, x) + (1 << shift - 1)) >> shift, -(32 << 10), 32 << 10)
     assert np.array_equal(snapped, expected)
 
 
-def Snap_exact() -> Snap:
+def exact_snap() -> Snap:
     snap = Snap()
     snap.exact = True
     return snap
@@ -95,7 +95,7 @@ def test_banded_equals_whole():
 
 def test_rounding_rule():
     assert round_half_up(torch.tensor([-1.5, -0.5, 0.5, 1.5, 2.5])).tolist() == [-1.0, 0.0, 1.0, 2.0, 3.0]
-    snap = Snap_exact()
+    snap = exact_snap()
     assert snap(torch.tensor([33.0, -33.0, 2.0**-11, -(2.0**-11)], dtype=torch.float64)).tolist() == [
         32.0,
         -32.0,
@@ -122,13 +122,14 @@ def test_leaky_relu_then_snap_is_exact():
     assert torch.equal(leaky(x), torch.where(x < 0, x * 0.125, x))
 
 
-def test_integers_round_trip():
+def test_tables_are_stored_as_integers():
     torch.manual_seed(3)
     table = QualityTable(4, 5, start=torch.randn(5, 4))
     integers = to_integers(table)
     assert integers[".table"].dtype == torch.int32 and integers[".table"].shape == (101, 4)
-    frozen = freeze(table)
-    assert frozen(torch.tensor([0, 100])).shape == (2, 4, 1, 1)
+    trained = table(torch.tensor([0, 37, 100]))
+    frozen = freeze(table)(torch.tensor([0, 37, 100]))
+    assert frozen.shape == (3, 4, 1, 1) and (frozen - trained).abs().max() <= 2.0**-10
 
 
 def test_weights_off_the_grid_are_refused():

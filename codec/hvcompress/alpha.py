@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .errors import FormatError
 
@@ -28,5 +28,7 @@ def unpack_alpha(data: bytes, width: int, height: int) -> np.ndarray:
             if image.size != (width, height) or image.mode != "L":  # before any pixel is decoded
                 raise FormatError("the alpha plane does not fit the picture")
             return np.asarray(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (FormatError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise nearly any kind on damaged files
         raise FormatError("the alpha plane is damaged") from error

@@ -10,6 +10,7 @@ import hashlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from .image_io import Picture
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import MAX_STRIDE, Prior, dequantize, descend, scale_of
 from .quality import LEVELS, MAX_OFFSET, layer_qualities
+from .scales import SCALE_LEVELS
 
 # What a squared error of one step is worth in bits, in rounding. Chosen on held-out photographs (docs/training.md).
 ROUNDING_WEIGHT = 35.0
@@ -58,6 +60,10 @@ class LatentHash:
         return self._digest.digest()
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _padded(size: int) -> int:
     return -(-size // MAX_STRIDE) * MAX_STRIDE
 
@@ -86,7 +92,7 @@ class Codec:
         verify: decode the bytes again, from the bytes alone, and compare the latents.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
-        offsets = self._check(quality, offsets)
+        offsets, quality = self._check(quality, offsets), int(quality)
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
         began = time.perf_counter()
@@ -120,15 +126,16 @@ class Codec:
             raise MismatchError("verification failed: the result does not decode to what was encoded") from error
 
     def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
-        if not 0 <= quality < LEVELS:
-            raise UsageError(f"quality must be between 0 and {LEVELS - 1}, not {quality}")
+        """The offsets as a tuple. Raises UsageError."""
+        if not _is_whole(quality) or not 0 <= quality < LEVELS:
+            raise UsageError(f"quality must be a whole number from 0 to {LEVELS - 1}, not {quality!r}")
         if offsets is None:
             return (0,) * self.layers
         if len(offsets) != self.layers:
             raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
-        if max(map(abs, offsets)) > MAX_OFFSET:
-            raise UsageError(f"a layer's quality offset must lie within +-{MAX_OFFSET}")
-        return tuple(offsets)
+        if not all(_is_whole(offset) and abs(offset) <= MAX_OFFSET for offset in offsets):
+            raise UsageError(f"a layer's quality offset must be a whole number within +-{MAX_OFFSET}")
+        return tuple(map(int, offsets))
 
     @torch.inference_mode()
     def analyse(
@@ -185,16 +192,15 @@ class Codec:
         began = time.perf_counter()
         parsed = container.parse(data)
         header = parsed.header
-        alpha = None
-        if container.ALPHA in parsed.chunks:
-            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
         h, digest, coder = self._decode_latents(parsed)
         if digest[:4] != header.latent_hash:
             raise MismatchError(
                 "the decoded latents are not those of the encoder: this device or its software computes differently"
             )
-        output = self._synthesis(h.float(), torch.tensor([header.quality], device=self.device))
-        pixels = self._to_pixels(output)[: header.height, : header.width]
+        alpha = None
+        if container.ALPHA in parsed.chunks:
+            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
+        pixels = self._synthesise(h, header.quality)[: header.height, : header.width]
         if header.gray:
             # The mean of the three planes; the network does not know that they should be equal.
             pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
@@ -244,8 +250,7 @@ class Codec:
             return dequantize(prior, torch.round(noise * scale_of(prior.scale_index)), self._topdown.snap)
 
         h = descend(self._topdown.walk(levels, _padded(height), _padded(width)), choose)
-        output = self._synthesis(h.float(), torch.tensor([quality], device=self.device))
-        return Picture(np.ascontiguousarray(self._to_pixels(output)[:height, :width]))
+        return Picture(np.ascontiguousarray(self._synthesise(h, quality)[:height, :width]))
 
     # ---------------------------------------------------------------------------------------------- helpers
 
@@ -260,14 +265,25 @@ class Codec:
         image = F.pad(image, (0, _padded(width) - width, 0, _padded(height) - height), mode="replicate")
         return image.contiguous(memory_format=torch.channels_last)
 
-    def _to_pixels(self, output: Tensor) -> np.ndarray:
-        """(1, 3, H', W') float -> (H', W', 3) uint8."""
+    def _synthesise(self, h: Tensor, quality: int) -> np.ndarray:
+        """(1, C, H'/8, W'/8) float64 -> (H', W', 3) uint8."""
+        level = torch.tensor([quality], device=self.device)
+        if self.device.type == "cuda":
+            # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
+            with _tf32, torch.backends.cudnn.flags(allow_tf32=False):
+                output = self._synthesis(h.float(), level)
+        else:
+            output = self._synthesis(h.float(), level)
         return (output[0] * 255.0).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
     @torch.inference_mode()
     def self_test(self) -> str:
         """Hex digest of the exact path's answer to fixed symbols, and of the coder's to that. The same everywhere."""
         digest = hashlib.sha256()
+        every = np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 8)  # each table, at least once
+        digest.update(
+            self._coder.encode(np.tile(np.array([0, 1, -1, 2, 0, -3, 40, -600], np.int16), SCALE_LEVELS), every)
+        )
         generator = np.random.Generator(np.random.PCG64(2026))
         levels = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
 
@@ -299,30 +315,50 @@ class Codec:
 def pick_device(device: str = "auto") -> torch.device:
     """auto is CUDA where there is one, else the CPU. Raises DeviceError."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
     if picked.type not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"there is no device {device}")
+    if picked.type == "cuda":
+        picked = torch.device("cuda", picked.index or 0)
+        if picked.index >= torch.cuda.device_count():
+            raise DeviceError(f"there is no device {device}")
     return picked
 
 
+_tf32 = threading.Lock()  # cuDNN's flags are global
 _loaded: dict[tuple[str, str], Codec] = {}
 _loading = threading.Lock()
 
 
 def load_folder(folder: ModelFolder, device: str = "auto") -> Codec:
-    """Load a model from its folder, once per device. Raises ModelError, DeviceError."""
-    picked = pick_device(device)
+    """Load a model from its folder, once per device. "auto" falls back to the CPU where the GPU is of no use.
+
+    Raises ModelError, DeviceError.
+    """
+    try:
+        return _load_on(folder, pick_device(device))
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        warnings.warn(f"{error}; using the CPU", RuntimeWarning, stacklevel=3)
+        return _load_on(folder, torch.device("cpu"))
+
+
+def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
     key = (str(folder.path.resolve()) + folder.fingerprint, str(picked))
     with _loading:
         if key not in _loaded:
-            codec = Codec(folder, load_parts(folder), picked)
-            if codec.self_test() != folder.config["self_test"]:
+            parts = load_parts(folder)
+            try:
+                codec = Codec(folder, parts, picked)
+                answer = codec.self_test()
+            except RuntimeError as error:  # no kernel for this GPU, driver too old, out of its memory
+                raise DeviceError(f"{picked} cannot run model {folder.name}: {str(error).splitlines()[0]}") from error
+            if answer != folder.config["self_test"]:
                 raise DeviceError(f"{picked} does not pass the self-test of model {folder.name}: nothing can be coded")
             _loaded[key] = codec
         return _loaded[key]

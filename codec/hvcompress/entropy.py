@@ -39,15 +39,15 @@ def _normalise(weights: np.ndarray, escape: float) -> np.ndarray:
 
 
 def reach_of(index: int) -> int:
-    """Largest magnitude that the table of a scale index holds without an escape."""
+    """Largest magnitude that a new table of a scale index holds without an escape. A model stores the result."""
     return max(2, math.ceil(TAIL * scale(index)))
 
 
 def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float = 2000.0) -> Tables:
     """Tables of Gaussians integrated over one step, optionally blended with what a trained model really produces.
 
-    histogram: per scale index, counts (2 * reach + 1,) of the symbols seen (beyond the reach left out); the Gaussian
-    counts as `confidence` further symbols.
+    histogram: per scale index, counts (2 * reach + 2,) of the symbols seen and, last, of those beyond the reach; the
+    Gaussian counts as `confidence` further symbols.
     """
     reaches, tables = [], []
     for k in range(SCALE_LEVELS):
@@ -55,11 +55,15 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
         reach = reach_of(k)
         edges = np.array([math.erf((i - 0.5) / deviation / math.sqrt(2)) for i in range(-reach, reach + 2)])
         mass = np.maximum(np.diff(edges) / 2, 0)
+        escape = max(0.0, 1.0 - mass.sum())
         if histogram is not None:
-            seen = histogram[k] + histogram[k][::-1]  # symmetric by construction of the prior
-            mass = (seen + confidence * mass) / (seen.sum() + confidence)
+            seen, beyond = histogram[k][:-1], histogram[k][-1]
+            seen = (seen + seen[::-1]) / 2  # symmetric by construction of the prior
+            total = seen.sum() + beyond + confidence
+            mass = (seen + confidence * mass) / total
+            escape = (beyond + confidence * escape) / total
         reaches.append(reach)
-        tables.append(_normalise(mass, max(0.0, 1.0 - mass.sum())))
+        tables.append(_normalise(mass, escape))
     return Tables(np.array(reaches, np.int32), tuple(tables))
 
 

@@ -1,7 +1,7 @@
 """Fixed-point arithmetic carried in float64: the same bits on every device.
 
 Everything that decides how the bitstream is read lies on dyadic grids: activations are multiples of 2^-10 within
-[-32, 32], weights multiples of 2^-12 within (-8, 8). A product of two such values, and every partial sum of products,
+[-32, 32], weights multiples of 2^-12 within [-8, 8). A product of two such values, and every partial sum of products,
 is an integer multiple of 2^-22 far below 2^53 of them, hence exact in float64, hence independent of the order of
 summation, of fused multiply-add, and of the library that runs it. `docs/exactness.md` has the argument in full;
 `prove` checks its premise for given weights.
@@ -88,7 +88,8 @@ class QualityTable(nn.Module):
         if self.exact:
             rows = self.frozen[quality]
         else:
-            rows = _hats(len(self.knots), quality.device)[quality] @ self.knots
+            with torch.autocast(quality.device.type, enabled=False):
+                rows = _hats(len(self.knots), quality.device)[quality] @ self.knots
         return rows[:, :, None, None]
 
 
@@ -138,16 +139,16 @@ def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
     Raises ModelError if a value is missing or has the wrong shape.
     """
 
-    def take(name: str, shape: tuple[int, ...], bits: int) -> Tensor:
-        if name not in integers or tuple(integers[name].shape) != shape:
-            raise ModelError(f"the model has no {name} of shape {shape}")
+    def take(name: str, shape: tuple[int, ...], bits: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        if name not in integers or tuple(integers[name].shape) != shape or integers[name].dtype != dtype:
+            raise ModelError(f"the model has no {name} of shape {shape} and type {dtype}")
         return integers[name].double() * 2.0**-bits
 
     module.double().eval().requires_grad_(False)
     covered: set[str] = set()
     for name, part in module.named_modules():
         if isinstance(part, ExactConv2d):
-            part.weight.data = take(f"{name}.weight", tuple(part.weight.shape), WEIGHT_BITS)
+            part.weight.data = take(f"{name}.weight", tuple(part.weight.shape), WEIGHT_BITS, torch.int16)
             part.bias.data = take(f"{name}.bias", tuple(part.bias.shape), BIAS_BITS)
             covered |= {f"{name}.weight", f"{name}.bias"}
         elif isinstance(part, QualityTable):

@@ -6,6 +6,7 @@ everything that a decoder's output depends on, so a file names the very numbers 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,6 +53,8 @@ def read_folder(path: Path) -> ModelFolder:
     """Read config.json of a model folder. Raises ModelError."""
     try:
         values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        for needed in ("network", "self_test"):
+            values[needed]
         return ModelFolder(
             values["name"], path, values["fingerprint"], values["description"], values["parameters"], values
         )
@@ -71,24 +74,28 @@ def _shelves() -> list[Path]:
 
 
 def find_models() -> list[ModelFolder]:
-    """Every model that can be found by name; the first of a name wins."""
+    """Every model that can be found by name; the first of a name wins. Damaged folders are passed over."""
     found: dict[str, ModelFolder] = {}
     for shelf in _shelves():
         for config in sorted(shelf.glob(f"*/{CONFIG}")):
-            folder = read_folder(config.parent)
-            found.setdefault(folder.name, folder)
+            with contextlib.suppress(ModelError):
+                folder = read_folder(config.parent)
+                found.setdefault(folder.name, folder)
     return list(found.values())
 
 
 def find_model(name: str | os.PathLike | None = None) -> ModelFolder:
     """By name, or the folder of that path; None is the default model. Raises ModelError where there is none."""
     wanted = DEFAULT_MODEL if name is None else os.fspath(name)
-    for folder in find_models():
+    if os.sep in wanted:
+        return read_folder(Path(wanted))
+    models = find_models()
+    for folder in models:
         if folder.name == wanted:
             return folder
     if (Path(wanted) / CONFIG).is_file():
         return read_folder(Path(wanted))
-    known = ", ".join(folder.name for folder in find_models()) or "none"
+    known = ", ".join(folder.name for folder in models) or "none"
     raise ModelError(f"unknown model {wanted!r} (installed: {known})")
 
 
@@ -104,31 +111,32 @@ def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
     """SHA-256 over the decoder's numbers: (name, dtype, shape, little-endian bytes), the layout, and the arithmetic."""
     from .exact import PROFILE
 
+    decoder = {key: value for key, value in network.items() if key != "encoder_blocks"}
     digest = hashlib.sha256(PROFILE.encode())
-    digest.update(json.dumps(network, sort_keys=True).encode())
+    digest.update(json.dumps(decoder, sort_keys=True).encode())
     for name in sorted(tensors):
         if name.startswith(DECODER_PARTS):
-            tensor = tensors[name].contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.numpy().tobytes())
+            values = tensors[name].contiguous().numpy()
+            digest.update(f"{name} {values.dtype.name} {'x'.join(map(str, values.shape))}".encode())
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
 
-def split_tables(flat: Tensor) -> Tables:
-    """(n,) int32 frequencies of all scale indices, one after another -> Tables."""
+def split_tables(reach: Tensor, flat: Tensor) -> Tables:
+    """(SCALE_LEVELS,) int32 reaches and (n,) int32 frequencies of all scale indices, one after another -> Tables."""
     import numpy as np
 
-    from .entropy import TOTAL, Tables, reach_of
+    from .entropy import TOTAL, Tables
     from .scales import SCALE_LEVELS
 
-    reaches = [reach_of(k) for k in range(SCALE_LEVELS)]
-    values = flat.numpy()
-    if values.shape != (sum(2 * reach + 2 for reach in reaches),):
+    reaches, values = reach.numpy(), flat.numpy()
+    sizes = 2 * reaches.astype(np.int64) + 2
+    if reaches.shape != (SCALE_LEVELS,) or reaches.min() < 1 or values.shape != (sizes.sum(),):
         raise ModelError("the model's frequency tables have the wrong size")
-    frequencies = tuple(np.split(values, np.cumsum([2 * reach + 2 for reach in reaches])[:-1]))
+    frequencies = tuple(np.split(values, np.cumsum(sizes)[:-1]))
     if any(table.min() < 1 or int(table.sum()) != TOTAL for table in frequencies):
         raise ModelError("the model's frequency tables are damaged")
-    return Tables(np.array(reaches, np.int32), frequencies)
+    return Tables(reaches, frequencies)
 
 
 def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
@@ -141,11 +149,15 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    config = Config.from_dict(network)
+    try:
+        config = Config.from_dict(network)
+        tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError("the model lacks parts or its sizes make no sense") from error
     with torch.device("meta"):  # no time for initial values that are overwritten at once
         encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
     for module, prefix in ((encoder, "encoder."), (synthesis, "synthesis.")):
-        module.to_empty(device="cpu")
+        module.to_empty(device="cpu").float()
         try:
             module.load_state_dict(part(prefix))
         except RuntimeError as error:
@@ -154,7 +166,7 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     topdown.to_empty(device="cpu")
     from_integers(topdown, part("topdown."))
     prove(topdown)
-    return Parts(encoder, topdown, synthesis, split_tables(tensors["entropy.frequencies"]))
+    return Parts(encoder, topdown, synthesis, tables)
 
 
 def load_parts(folder: ModelFolder) -> Parts:

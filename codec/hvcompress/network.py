@@ -9,7 +9,7 @@
     Synthesis turns the last h into pixels.
 
 TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
-encoding, decoding, sampling and previews run the very same lines. It works on the fixed-point grid of `exact.py` once
+encoding, decoding and sampling run the very same lines. It works on the fixed-point grid of `exact.py` once
 frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them.
 
 Shapes: B images, C channels, H x W pixels, both multiples of 64; a stride s means H/s x W/s positions.
@@ -95,6 +95,14 @@ class Prior:
 # Building blocks
 
 
+def full_precision(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution outside autocast. The linear path from pixels to latents and back carries values of which
+    bfloat16's 8 bits would lose more than a quantization step; only the insides of the residual blocks are spared it.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x.to(conv.weight.dtype))
+
+
 def leaky(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 1/8, exact on a dyadic grid."""
     return F.leaky_relu(x, 0.125)
@@ -138,7 +146,7 @@ class Down(nn.Module):
         self.mix = _linear_start(ExactConv2d(4 * in_channels, out_channels), DOWN_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(F.pixel_unshuffle(x, 2))
+        return full_precision(self.mix, F.pixel_unshuffle(x, 2))
 
 
 class Up(nn.Module):
@@ -150,7 +158,7 @@ class Up(nn.Module):
         self.snap = snap
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.snap(self.mix(x)), 2)
+        return F.pixel_shuffle(self.snap(full_precision(self.mix, x)), 2)
 
 
 def _run(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
@@ -177,8 +185,8 @@ class Posterior(nn.Module):
             self.merge.weight[:, width:] = torch.eye(width)[:, :, None, None]
 
     def forward(self, feature: Tensor, encoded: Tensor, quality: Tensor) -> Tensor:
-        merged = self.merge(torch.cat((feature, encoded), 1))
-        return self.mean(self.block(merged, quality))  # (B, c, H/s, W/s)
+        merged = full_precision(self.merge, torch.cat((feature, encoded), 1))
+        return full_precision(self.mean, self.block(merged, quality))  # (B, c, H/s, W/s)
 
 
 class Encoder(nn.Module):
@@ -203,7 +211,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor, quality: Tensor) -> dict[int, Tensor]:
         """(B, 3, H, W) in [0, 1], (B,) -> features by stride, (B, C, H/s, W/s)."""
-        x = self.stem(F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
+        x = full_precision(self.stem, F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
         features = {}
         stride = PIXEL_STRIDE
         while True:
@@ -249,7 +257,7 @@ class LatentLayer(nn.Module):
         """The prior p(z_l | z_<l), from the feature before the latent is known."""
         if self.up is not None:
             h = self.up(h)
-        mean, raw = self.snap(self.prior(h)).chunk(2, dim=1)
+        mean, raw = self.snap(full_precision(self.prior, h)).chunk(2, dim=1)
         index = raw * RAW_SCALE + self.scale_shift(quality)
         if self.snap.exact:
             index = round_half_up(index).clamp(0, SCALE_LEVELS - 1)
@@ -257,7 +265,7 @@ class LatentLayer(nn.Module):
 
     def absorb(self, h: Tensor, z: Tensor, quality: Tensor) -> Tensor:
         """The feature once the latent z (B, c, H/s, W/s) is known."""
-        h = self.snap(h + self.snap(self.project(z.to(h.dtype))))
+        h = self.snap(h + self.snap(full_precision(self.project, z)))
         return _run(self.blocks, h, quality)
 
 
@@ -336,7 +344,7 @@ class Synthesis(nn.Module):
             if str(stride) in self.ups:
                 h = self.ups[str(stride)](h)
             h = _run(self.stages[str(stride)], h, quality)
-        return F.pixel_shuffle(self.out(h), PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+        return F.pixel_shuffle(full_precision(self.out, h), PIXEL_STRIDE) / PIXEL_SCALE + 0.5
 
 
 class HierarchicalVAE(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -22,9 +21,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="stop the trunk at this step (default: only when interrupted)")
     parser.add_argument("--anneal", type=int, metavar="N", help="branch off and take the learning rate to 0 in N steps")
     arguments = parser.parse_args()
-    # A polite kill, and Ctrl-C even where a shell started us with it ignored, end with a checkpoint.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
     try:
         train(
             arguments.recipe,

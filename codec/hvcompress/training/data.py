@@ -79,7 +79,7 @@ class Crops:
 
 
 def centre_crops(paths: list[Path], patch: int) -> Tensor:
-    """(N, 3, patch, patch) float in [0, 1]: the middle of each validation photograph, at half its size."""
+    """(N, 3, patch, patch) float in [0, 1]: the middle of each validation photograph, at 0.6 of its size."""
     crops = []
     for path in paths:
         with Image.open(path) as opened:

@@ -14,7 +14,7 @@ import copy
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..codec import Codec
-from ..entropy import SYMBOL_LIMIT, Tables, gaussian_tables, reach_of
+from ..entropy import Tables, gaussian_tables, reach_of
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
 from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
@@ -44,13 +44,14 @@ def tensors_of(model: HierarchicalVAE, tables: Tables) -> dict[str, Tensor]:
     for part in ("encoder", "synthesis"):
         for name, value in getattr(model, part).state_dict().items():
             tensors[f"{part}.{name}"] = value.half().contiguous()
+    tensors["entropy.reach"] = torch.from_numpy(tables.reach)
     tensors["entropy.frequencies"] = torch.from_numpy(np.concatenate(tables.frequencies))
     return tensors
 
 
 def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
-    histogram = [np.zeros(2 * reach_of(k) + 1) for k in range(SCALE_LEVELS)]
+    histogram = [np.zeros(2 * reach_of(k) + 2) for k in range(SCALE_LEVELS)]
     for number in range(FIT_CROPS):
         image = (crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         symbols, indices, _ = codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers)
@@ -58,8 +59,8 @@ def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
             for k in np.unique(i):
                 reach = reach_of(k)
                 values = s[i == k].astype(np.int64)
-                values = values[np.abs(values) <= min(reach, SYMBOL_LIMIT)]
-                histogram[k] += np.bincount(values + reach, minlength=2 * reach + 1)
+                slots = np.where(np.abs(values) <= reach, values + reach, 2 * reach + 1)
+                histogram[k] += np.bincount(slots, minlength=2 * reach + 2)
     return gaussian_tables(histogram)
 
 
@@ -70,9 +71,8 @@ def grid_cost(model: HierarchicalVAE, images: Tensor, recipe: Recipe) -> list[di
     rows = []
     for before, after in zip(validate(model, images, recipe), validate(frozen, images, recipe), strict=True):
         lam = lambda_of(before["quality"])
-        # At the Lagrangian's minimum a loss in PSNR is worth lambda * dD bits: count it as rate.
-        distortion = 255.0**2 * (10 ** (-after["psnr"] / 10) - 10 ** (-before["psnr"] / 10))
-        cost = (after["bpp"] - before["bpp"] + lam * distortion) / before["bpp"]
+        # A loss of quality is worth lambda * dD bits: count it as rate.
+        cost = (after["bpp"] - before["bpp"] + lam * 255.0**2 * (after["mse"] - before["mse"])) / before["bpp"]
         rows.append({**before, "grid_bpp": after["bpp"], "grid_psnr": after["psnr"], "grid_cost": cost})
     return rows
 
@@ -80,10 +80,10 @@ def grid_cost(model: HierarchicalVAE, images: Tensor, recipe: Recipe) -> list[di
 def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict, facts: dict) -> ModelFolder:
     """Write weights.safetensors and config.json; `facts` are further entries of the latter."""
     parts = assemble(tensors, network)
-    draft = ModelFolder(name, out, fingerprint_of(tensors, network), "", 0, {})
+    draft = ModelFolder(name, out, fingerprint_of(tensors, network), facts["description"], 0, {})
     config = {
         "name": name,
-        "description": facts.pop("description"),
+        "description": draft.description,
         "fingerprint": draft.fingerprint,
         "self_test": Codec(draft, parts, torch.device("cpu")).self_test(),
         "parameters": count_parameters([parts.encoder, parts.topdown, parts.synthesis]),
@@ -94,7 +94,7 @@ def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / WEIGHTS)
     (out / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return ModelFolder(name, out, draft.fingerprint, config["description"], config["parameters"], config)
+    return replace(draft, parameters=config["parameters"], config=config)
 
 
 def network_of(config: Config) -> dict:

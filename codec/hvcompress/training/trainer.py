@@ -13,10 +13,13 @@ import csv
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -77,8 +80,9 @@ def fast_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it natively, else float32."""
     if device.type == "cuda":
         return torch.bfloat16
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    # torch has no public question for this; older releases lack these too, and are content with float32.
+    asked = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.bfloat16 if any(supported() for supported in asked) else torch.float32
 
 
 def learning_rate(step: int, warmup: int, decay_start: int | None, decay_steps: int) -> float:
@@ -198,7 +202,7 @@ def validate(model: HierarchicalVAE, images: Tensor, recipe: Recipe, batch: int 
     layers = len(recipe.model.latents)
     rows = []
     for level in VALIDATION_QUALITIES:
-        rates, psnrs = [], []
+        rates, errors = [], []
         for chunk in images.split(batch):
             n = len(chunk)
             quality = torch.full((n,), level, device=images.device)
@@ -208,9 +212,10 @@ def validate(model: HierarchicalVAE, images: Tensor, recipe: Recipe, batch: int 
                 model, chunk, quality, offsets, noise=None, weight_exponent=recipe.weight_exponent
             )
             rates.append(outcome.rates)
-            psnrs.append(-10 * torch.log10(outcome.mse))
-        rate = torch.cat(rates).mean(0)  # (L,)
-        row = {"quality": level, "bpp": rate.sum().item(), "psnr": torch.cat(psnrs).mean().item()}
+            errors.append(outcome.mse)
+        rate, mse = torch.cat(rates).mean(0), torch.cat(errors)  # (L,), (N,)
+        row = {"quality": level, "bpp": rate.sum().item(), "psnr": (-10 * torch.log10(mse)).mean().item()}
+        row["mse"] = mse.mean().item()
         row |= {f"bpp_{layer + 1}": value for layer, value in enumerate(rate.tolist())}
         rows.append(row)
     return rows
@@ -252,18 +257,39 @@ def prepare(recipe: Recipe, crops: data.Crops, out: Path, device: torch.device, 
         if trunk.exists():
             run.load(trunk)
         return run, out
-    branches = sorted(out.glob(f"anneal-*-{anneal}/checkpoint.pt"))
-    unfinished = [path for path in branches if not (path.parent / "finished").exists()]
+    branches = [path.parent for path in out.glob(f"anneal-*-{anneal}/checkpoint.pt")]
+    unfinished = [branch for branch in branches if not (branch / "finished").exists()]
     if unfinished:
-        run.load(unfinished[-1])
-        return run, unfinished[-1].parent
+        latest = max(unfinished, key=lambda branch: int(branch.name.split("-")[1]))
+        run.load(latest / "checkpoint.pt")
+        return run, latest
     if not trunk.exists():
         raise InputError(f"{trunk} is not there: train the trunk before annealing it")
     run.load(trunk)
     run.decay_start, run.decay_steps = run.step, anneal
     branch = out / f"anneal-{run.step}-{anneal}"
+    if (branch / "finished").exists():
+        raise UsageError(
+            f"{branch} is finished already; train the trunk further, or anneal for another number of steps"
+        )
     branch.mkdir(exist_ok=True)
     return run, branch
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and a polite kill set, so that a step is never left half done."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def train(
@@ -277,7 +303,10 @@ def train(
         raise InputError(f"no images for training in {folder}")
     crops = data.Crops(training, recipe.patch, recipe.downscale, recipe.seed)
     run, where = prepare(recipe, crops, out, device, anneal)
-    shutil.copyfile(recipe_path, where / "recipe.toml")
+    kept = where / "recipe.toml"
+    if kept.exists() and read_recipe(kept) != recipe:
+        raise UsageError(f"{recipe_path} differs from {kept}, with which this run was started")
+    shutil.copyfile(recipe_path, kept)
     end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
     validation = data.centre_crops(held_out, recipe.patch).to(device)
     million = count_parameters([run.model]) / 1e6
@@ -287,8 +316,8 @@ def train(
     live = sys.stderr.isatty()
     mean: dict[str, float] = {}
     saved = time.monotonic()
-    try:
-        while end is None or run.step < end:
+    with stop_requests() as stop:
+        while (end is None or run.step < end) and not stop.is_set():
             began = time.monotonic()
             noise.manual_seed(recipe.seed * 7_000_003 + run.step)
             image = crops.batch(run.step, recipe.batch).to(device).contiguous(memory_format=torch.channels_last)
@@ -297,15 +326,15 @@ def train(
             now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
             now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
             now |= {f"bpp_{i + 1}": value for i, value in enumerate(outcome.rates.mean(0).tolist())}
-            if not math.isfinite(now["loss"]):
+            if math.isfinite(now["loss"]):
+                mean = {key: value + 0.99 * (mean.get(key, value) - value) for key, value in now.items()}
+            else:
                 print(f"step {run.step}: loss is not finite; the step was skipped", flush=True)
-                continue
-            mean = {key: value + 0.99 * (mean.get(key, value) - value) for key, value in now.items()}
-            if live or run.step % 100 == 0:
+            if mean and (live or run.step % 100 == 0):
                 line = f"step {run.step}  loss {mean['loss']:.3f}  {mean['bpp']:.3f} bpp  {mean['psnr']:.2f} dB"
                 line += f"  {run.seconds / 3600:.2f} h"
                 print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-            if run.step % 50 == 0:
+            if mean and run.step % 50 == 0:
                 append_csv(where / "log.csv", {"step": run.step, "seconds": round(run.seconds, 1), **mean})
             if run.step % recipe.validate_every == 0 or run.step == end:
                 rows = validate(run.average, validation, recipe)
@@ -313,18 +342,13 @@ def train(
                     append_csv(where / "validation.csv", {"step": run.step, **row})
                 plot_validation(where / "validation.png", rows, run.step)
                 print(f"\nstep {run.step}: " + "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}" for r in rows), flush=True)
-            if time.monotonic() - saved > recipe.checkpoint_seconds or run.step == end:
+            if time.monotonic() - saved > recipe.checkpoint_seconds:
                 run.save(where / "checkpoint.pt")
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        print("\ninterrupted; saving", flush=True)
         run.save(where / "checkpoint.pt")
-        raise
+        if stop.is_set():
+            print(f"\ninterrupted; saved at step {run.step}", flush=True)
+            raise KeyboardInterrupt
     if anneal is not None:
         (where / "finished").touch()
     return where
-
-
-def recipe_as_dict(recipe: Recipe) -> dict:
-    """For the CARD and for config.json."""
-    return asdict(recipe)
