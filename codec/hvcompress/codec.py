@@ -31,9 +31,6 @@ from .network import MAX_STRIDE, Prior, dequantize, descend, scale_of
 from .quality import LEVELS, MAX_OFFSET, layer_qualities
 from .scales import SCALE_LEVELS
 
-# What a squared error of one step is worth in bits, in rounding. Chosen on held-out photographs (docs/training.md).
-ROUNDING_WEIGHT = 35.0
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -78,7 +75,6 @@ class Codec:
         self._topdown = parts.topdown.to(device)
         self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
         self._coder = LayerCoder(parts.tables)
-        self._costs = torch.from_numpy(self._coder.costs()).to(device)
 
     # ---------------------------------------------------------------------------------------------- encoding
 
@@ -154,7 +150,7 @@ class Codec:
             posterior = self._encoder.posteriors[prior.layer]
             mean = posterior(prior.feature.float(), features[stride], levels[:, prior.layer])
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-            chosen = self._round((target - prior.mean) / prior.step, prior.scale_index)
+            chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
             symbols.append(chosen.to(torch.int16).cpu().numpy().ravel())
             indices.append(prior.scale_index.to(torch.uint8).cpu().numpy().ravel())
             z = dequantize(prior, chosen, self._topdown.snap)
@@ -163,18 +159,6 @@ class Codec:
 
         descend(self._topdown.walk(levels, *image.shape[-2:]), choose)
         return symbols, indices, latents.digest()
-
-    def _round(self, residual: Tensor, scale_index: Tensor) -> Tensor:
-        """Symbols for residuals in units of steps: the nearest integer, or its neighbour towards zero if that saves
-        more bits than its squared error is worth. Same shapes and dtype.
-        """
-        nearest = torch.round(residual).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-        smaller = nearest - torch.sign(nearest)
-        index, last = scale_index.long(), self._costs.shape[1] - 1
-        saved = self._costs[index, nearest.abs().long().clamp(max=last)]
-        saved = saved - self._costs[index, smaller.abs().long().clamp(max=last)]
-        worse = (residual - smaller).square() - (residual - nearest).square()
-        return torch.where(saved > ROUNDING_WEIGHT * worse, smaller, nearest)
 
     # ---------------------------------------------------------------------------------------------- decoding
 

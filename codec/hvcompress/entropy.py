@@ -130,15 +130,6 @@ class LayerCoder:
             raise FormatError("a layer's bytes are damaged")
         return symbols.astype(np.int16)
 
-    def costs(self) -> np.ndarray:
-        """(SCALE_LEVELS, widest reach + 2) float32: bits of a symbol by scale index and magnitude; escapes beyond."""
-        widest = int(self.tables.reach.max())
-        costs = np.empty((SCALE_LEVELS, widest + 2), np.float32)
-        for k, (reach, table) in enumerate(zip(self.tables.reach, self.tables.frequencies, strict=True)):
-            costs[k] = 16.0 - np.log2(table[-1] / TOTAL)
-            costs[k, : reach + 1] = -np.log2(table[reach:-1] / TOTAL)
-        return costs
-
     def bits(self, symbols: np.ndarray, indices: np.ndarray) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
         total = 0.0
