@@ -93,6 +93,7 @@ def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict
     }
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / WEIGHTS)
+    (out / WEIGHTS).chmod(0o644)  # safetensors makes it private
     (out / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return replace(draft, parameters=config["parameters"], config=config)
 
