@@ -704,6 +704,7 @@ def test_info_for_people_accounts_for_every_byte(here, codec, capsys):
 
 def model_folder(shelf: Path, name: str) -> None:
     values = {"name": name, "fingerprint": fake_codec.FINGERPRINT, "description": "for tests", "parameters": 12345678}
+    values |= {"network": {}, "self_test": ""}
     (shelf / name).mkdir(parents=True)
     (shelf / name / "config.json").write_text(json.dumps(values))
 
@@ -735,7 +736,10 @@ def test_info_does_not_mind_a_damaged_model(here, capsys, monkeypatch):
     hvci("a.hvci")
     assert main(["info", "a.hvci"]) == 0
     assert "not installed" in capsys.readouterr().out
-    assert main(["models"]) == 6
+    assert main(["models"]) == 0
+    assert "broken" not in capsys.readouterr().out
+    save_photo("b.png")
+    assert main(["encode", "b.png", "--model", "broken"]) == 6
     assert "damaged" in one_line(capsys.readouterr())
 
 

@@ -87,14 +87,14 @@ def find_models() -> list[ModelFolder]:
 def find_model(name: str | os.PathLike | None = None) -> ModelFolder:
     """By name, or the folder of that path; None is the default model. Raises ModelError where there is none."""
     wanted = DEFAULT_MODEL if name is None else os.fspath(name)
-    if os.sep in wanted:
-        return read_folder(Path(wanted))
     models = find_models()
     for folder in models:
         if folder.name == wanted:
             return folder
-    if (Path(wanted) / CONFIG).is_file():
-        return read_folder(Path(wanted))
+    # A path; or a folder of that name on a shelf, which was passed over because it is damaged: say so.
+    for path in (Path(wanted), *(shelf / wanted for shelf in _shelves())):
+        if (path / CONFIG).is_file():
+            return read_folder(path)
     known = ", ".join(folder.name for folder in models) or "none"
     raise ModelError(f"unknown model {wanted!r} (installed: {known})")
 
