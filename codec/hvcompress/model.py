@@ -154,16 +154,17 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
         tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError("the model lacks parts or its sizes make no sense") from error
-    with torch.device("meta"):  # no time for initial values that are overwritten at once
+    # Not under torch.device("meta"), though all initial values are overwritten: that imports torch._dynamo, which
+    # takes several times as long as drawing them.
+    with torch.random.fork_rng(devices=[]):  # and nobody's random numbers are used up
         encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
     for module, prefix in ((encoder, "encoder."), (synthesis, "synthesis.")):
-        module.to_empty(device="cpu").float()
+        module.float()
         try:
             module.load_state_dict(part(prefix))
         except RuntimeError as error:
             raise ModelError(f"the model's weights do not fit its {CONFIG}") from error
         module.eval().requires_grad_(False)
-    topdown.to_empty(device="cpu")
     from_integers(topdown, part("topdown."))
     prove(topdown)
     return Parts(encoder, topdown, synthesis, tables)
