@@ -40,8 +40,9 @@ class Snap(nn.Module):
     exact = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.exact:
-            x = round_half_up(x * 2.0**ACTIVATION_BITS) * 2.0**-ACTIVATION_BITS
+        if self.exact:  # round_half_up in units of the grid; in place, since fresh memory costs more than arithmetic
+            y = x * 2.0**ACTIVATION_BITS
+            return y.add_(0.5).floor_().mul_(2.0**-ACTIVATION_BITS).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
         return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
 
 
@@ -64,7 +65,7 @@ class ExactConv2d(nn.Conv2d):
         k = self.kernel_size[0]
         patches = x.reshape(batch, -1, height * width) if k == 1 else F.unfold(x, k, padding=k // 2)
         y = torch.matmul(self.weight.reshape(self.out_channels, -1), patches)  # (B, C_out, H*W)
-        return (y + self.bias[:, None]).reshape(batch, self.out_channels, height, width)
+        return y.add_(self.bias[:, None]).reshape(batch, self.out_channels, height, width)
 
 
 class QualityTable(nn.Module):
