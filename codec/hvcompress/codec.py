@@ -42,6 +42,17 @@ class Encoded:
     seconds: dict[str, float]  # "network", "coder"; and of decoding for verification "verify_network", "verify_coder"
 
 
+def _grid_bytes(x: Tensor) -> bytes:
+    """Values on the activation grid, in raster order, as little-endian int32 multiples of 2^-10."""
+    integers = (x * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy()
+    return integers.astype("<i4").tobytes()
+
+
+def _indices(prior: Prior) -> np.ndarray:
+    """(N,) uint8 scale indices, in raster order, for the range coder."""
+    return prior.scale_index.to(torch.uint8).cpu().numpy().ravel()
+
+
 class LatentHash:
     """SHA-256 of the latents in decoding order, as little-endian int32 multiples of 2^-10."""
 
@@ -50,8 +61,7 @@ class LatentHash:
 
     def update(self, z: Tensor) -> None:
         """z: (1, c, h, w) on the activation grid."""
-        integers = (z * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy()
-        self._digest.update(integers.astype("<i4").tobytes())
+        self._digest.update(_grid_bytes(z))
 
     def digest(self) -> bytes:
         return self._digest.digest()
@@ -152,7 +162,7 @@ class Codec:
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
             chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
             symbols.append(chosen.to(torch.int16).cpu().numpy().ravel())
-            indices.append(prior.scale_index.to(torch.uint8).cpu().numpy().ravel())
+            indices.append(_indices(prior))
             z = dequantize(prior, chosen, self._topdown.snap)
             latents.update(z)
             return z
@@ -210,7 +220,7 @@ class Codec:
         def choose(prior: Prior) -> Tensor:
             nonlocal coder
             shape = prior.scale_index.shape
-            indices = prior.scale_index.to(torch.uint8).cpu().numpy().ravel()
+            indices = _indices(prior)
             began = time.perf_counter()
             symbols = self._coder.decode(parsed.streams[prior.layer], indices)
             coder += time.perf_counter() - began
@@ -277,18 +287,18 @@ class Codec:
             symbols = (generator.integers(-2, 3, shape) * (1 + 200 * (generator.integers(0, 50, shape) == 0))).astype(
                 np.int16
             )
-            indices = prior.scale_index.to(torch.uint8).cpu().numpy()
-            coded = self._coder.encode(symbols.ravel(), indices.ravel())
-            if not np.array_equal(self._coder.decode(coded, indices.ravel()), symbols.ravel()):
+            indices = _indices(prior)
+            coded = self._coder.encode(symbols.ravel(), indices)
+            if not np.array_equal(self._coder.decode(coded, indices), symbols.ravel()):
                 raise DeviceError("the range coder does not return what it was given")
             digest.update(coded)
             digest.update(indices.tobytes())
             z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double(), self._topdown.snap)
-            digest.update((z * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy().tobytes())
+            digest.update(_grid_bytes(z))
             return z
 
         h = descend(self._topdown.walk(levels, 64, 128), choose)
-        digest.update((h * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy().tobytes())
+        digest.update(_grid_bytes(h))
         return digest.hexdigest()
 
 

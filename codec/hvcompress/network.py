@@ -233,6 +233,17 @@ def log_step_start(stride: int, place: Tensor | float) -> Tensor | float:
     return math.log(5.09) - 0.5 * log_lambda + units
 
 
+class Step(QualityTable):
+    """Quantization steps: the trained curve is their logarithm, the stored table the steps themselves."""
+
+    def table(self) -> Tensor:
+        return torch.exp(super().table()).clamp_min(2.0**-9)
+
+    def forward(self, quality: Tensor) -> Tensor:
+        rows = super().forward(quality)
+        return rows if self.exact else torch.exp(rows)
+
+
 class LatentLayer(nn.Module):
     """Prior of one latent, and what becomes of the top-down feature once the latent is known."""
 
@@ -267,17 +278,6 @@ class LatentLayer(nn.Module):
         """The feature once the latent z (B, c, H/s, W/s) is known."""
         h = self.snap(h + self.snap(full_precision(self.project, z)))
         return _run(self.blocks, h, quality)
-
-
-class Step(QualityTable):
-    """Quantization steps: the trained curve is their logarithm, the stored table the steps themselves."""
-
-    def table(self) -> Tensor:
-        return torch.exp(super().table()).clamp_min(2.0**-9)
-
-    def forward(self, quality: Tensor) -> Tensor:
-        rows = super().forward(quality)
-        return rows if self.exact else torch.exp(rows)
 
 
 class TopDown(nn.Module):
