@@ -92,9 +92,7 @@ def measure_ours(path: Path, picked: Picked) -> list[dict]:
         names = {"network": "encode_network_s", "coder": "encode_coder_s"}
         names |= {"verify_network": "decode_network_s", "verify_coder": "decode_coder_s"}
         row |= {column: round(encoded.seconds[name], 4) for name, column in names.items()}
-        estimate = getattr(encoded, "estimated_bits", None)
-        if estimate is not None:
-            row["estimated_bits"] = round(float(estimate), 1)
+        row["estimated_bits"] = round(sum(codec.estimated_bits(encoded.data)), 1)
         rows.append(row)
     return rows
 

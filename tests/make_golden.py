@@ -44,7 +44,7 @@ def cases() -> dict[str, tuple[Picture, int, tuple[int, ...] | None]]:
         "worst": (Picture(scene(128, 192, 5)), 0, None),
         "middle": (Picture(scene(128, 192, 5)), 50, None),
         "best": (Picture(scene(128, 192, 5)), 100, None),
-        "betas": (Picture(scene(128, 192, 5)), 50, (12, 12, -6, 0, 6, 12, 12)),
+        "betas": (Picture(scene(128, 192, 5)), 50, (12, 12, -6, 0, 6, 12, 12, 6)),
         "gray": (Picture(gray(scene(64, 64, 6)), gray=True), 60, None),
         "alpha": (Picture(scene(48, 40, 7), alpha=alpha), 60, None),
         "gray_alpha": (Picture(gray(scene(48, 40, 8)), gray=True, alpha=alpha), 60, None),

@@ -50,7 +50,7 @@ def test_every_layer_codes_something(tiny, photo):
 def test_estimate_is_the_size(tiny, photo):
     encoded = tiny.encode(read_picture(photo), 90)
     layers = sum(hvcompress.read_info(encoded.data).layer_bytes)
-    assert 8 * layers == pytest.approx(encoded.estimated_bits, rel=0.02, abs=8 * 3 * tiny.layers)
+    assert 8 * layers == pytest.approx(sum(tiny.estimated_bits(encoded.data)), rel=0.02, abs=8 * 3 * tiny.layers)
 
 
 def test_gray_alpha_and_profile_survive(tiny, photo):
@@ -113,21 +113,26 @@ def test_flipped_bits_are_refused(tiny, photo):
 
 
 def test_damage_under_a_right_checksum_is_found(tiny, photo):
-    """Past the checksum the range decoder and the latents' hash stand guard over the layers."""
-    data = tiny.encode(read_picture(photo), 60).data
+    """Past the checksum the range decoder and the latents' hash stand guard over the layers.
+
+    The last bits of a layer may be free: any value of theirs decodes to the same symbols, hence to the right picture.
+    """
+    encoded = tiny.encode(read_picture(photo), 60)
+    data = encoded.data
     start = hvcompress.read_info(data).header_bytes - 8
     generator = random.Random(4)
-    outcomes = set()
+    outcomes = []
     for _ in range(60):
         place = generator.randrange(start, len(data) - 8)
 
         def flip(body, place=place):
             body[place] ^= 1 << generator.randrange(8)
 
-        with pytest.raises((FormatError, MismatchError)) as caught:
-            tiny.decode(reseal(data, flip))
-        outcomes.add(type(caught.value))
-    assert MismatchError in outcomes
+        try:
+            assert np.array_equal(tiny.decode(reseal(data, flip)).pixels, encoded.picture.pixels)
+        except (FormatError, MismatchError) as error:
+            outcomes.append(type(error))
+    assert len(outcomes) > 50 and MismatchError in outcomes
 
 
 def test_wrong_latent_hash_is_a_mismatch(tiny, photo):

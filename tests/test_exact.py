@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hvcompress import network
 from hvcompress.errors import ModelError
 from hvcompress.exact import (
     ACTIVATION_BITS,
@@ -150,3 +151,20 @@ def test_proof_refuses_sums_beyond_float64():
     layer.weight.data[0, 0] = 2.0**30
     with pytest.raises(ModelError):
         prove(layer)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 36])
+def test_blocks_in_bands_are_the_whole(monkeypatch, rows):
+    """A block worked through in bands of rows gives the bits of the whole, halo and borders included."""
+    torch.manual_seed(0)
+    block = network.Block(32, 9, Snap())
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    freeze(block)
+    x, quality = block.snap(torch.randn(2, 32, 37, 50, dtype=torch.float64)), torch.tensor([3, 70])
+    with torch.no_grad():
+        monkeypatch.setattr(network, "BAND_BYTES", x.nbytes)
+        whole = block(x, quality)
+        monkeypatch.setattr(network, "BAND_BYTES", x.nbytes // 37 * rows)
+        assert torch.equal(block(x, quality), whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from hvcompress.codec import load_model
 from hvcompress.errors import InputError, UsageError
 from hvcompress.image_io import read_picture
 from hvcompress.training import objective
-from hvcompress.training.data import Crops
+from hvcompress.training.data import Crops, to_unit
 from hvcompress.training.export import export
 from hvcompress.training.muon import orthogonalise
-from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step
+from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step, validate
 
 RECIPE = """
 [model]
@@ -109,10 +110,33 @@ def test_training_lowers_the_loss(recipe, tmp_path):
         Image.fromarray(picture.astype(np.uint8)).save(photos / f"{number}.png")
     settings = read_recipe(recipe)
     crops = Crops(sorted(photos.iterdir()), 64, (1.0, 1.0), 0)
+    image, noise = to_unit(crops.batch(0, 2), torch.device("cpu")), torch.Generator()
     state = start(settings, crops, torch.device("cpu"))
-    image, noise = crops.batch(0, 2), torch.Generator()
     losses = [train_step(state, settings, image, noise).loss.item() for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_continues_from_an_exported_model(recipe, folder, tmp_path):
+    """At once as good as the model, also as part of a deeper network; another width is refused."""
+    branch = tmp_path / "run"
+    run(recipe, folder, branch, steps=6)
+    run(recipe, folder, branch, anneal=2)
+    export(branch / "anneal-6-2", "waves", folder, tmp_path / "waves")
+    settings = replace(read_recipe(recipe), start=str(tmp_path / "waves"))
+    crops = Crops(sorted(folder.iterdir()), 64, (1.0, 1.0), 0)
+    images = to_unit(crops.batch(0, 4), torch.device("cpu"))
+    original = start(read_recipe(recipe), crops, torch.device("cpu"))
+    original.load(branch / "anneal-6-2" / "checkpoint.pt")
+    expected = validate(original.average, images, settings)
+    deeper = replace(settings.model, synthesis_blocks={8: 2, 4: 2})
+    for config in (settings.model, deeper):
+        state = start(replace(settings, model=config), crops, torch.device("cpu"))
+        for row, wanted in zip(validate(state.average, images, settings), expected, strict=True):
+            assert row["psnr"] == pytest.approx(wanted["psnr"], abs=0.1)
+            assert row["bpp"] == pytest.approx(wanted["bpp"], rel=0.03)
+    wider = replace(settings.model, widths={**settings.model.widths, 16: 32})
+    with pytest.raises(UsageError, match="does not fit"):
+        start(replace(settings, model=wider), crops, torch.device("cpu"))
 
 
 def test_unknown_setting_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,6 @@ class Encoded:
 
     data: bytes
     picture: Picture | None  # the decoded picture where it was verified
-    estimated_bits: float  # what the model's tables predict for the layers, headers not included
     seconds: dict[str, float]  # "network", "coder"; and of decoding for verification "verify_network", "verify_coder"
 
 
@@ -106,7 +105,6 @@ class Codec:
         networked = time.perf_counter() - began
         streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices, strict=True))
         coded = time.perf_counter() - began - networked
-        estimated = sum(self._coder.bits(s, i) for s, i in zip(symbols, indices, strict=True))
         chunks = {}
         if picture.icc is not None:
             chunks[container.ICC] = picture.icc
@@ -122,7 +120,7 @@ class Codec:
             "verify_network": spent["network"],
             "verify_coder": spent["coder"],
         }
-        return Encoded(data, decoded, estimated, seconds)
+        return Encoded(data, decoded, seconds)
 
     def _verified(self, data: bytes) -> tuple[Picture, dict[str, float]]:
         """Decode what is about to be handed out, from its bytes alone."""
@@ -206,8 +204,20 @@ class Codec:
         """SHA-256 of a file's decoded latents, 64 hex digits: the same on every device. Raises as `decode` does."""
         return self._decode_latents(container.parse(data))[1].hex()
 
-    def _decode_latents(self, parsed: Container) -> tuple[Tensor, bytes, float]:
-        """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds."""
+    @torch.inference_mode()
+    def estimated_bits(self, data: bytes) -> list[float]:
+        """What the model's tables predict for each layer of a file, in bits, headers not included."""
+        bits: list[float] = []
+        self._decode_latents(container.parse(data), lambda s, i: bits.append(self._coder.bits(s, i)))
+        return bits
+
+    def _decode_latents(
+        self, parsed: Container, look: Callable[[np.ndarray, np.ndarray], None] | None = None
+    ) -> tuple[Tensor, bytes, float]:
+        """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds.
+
+        look: shown the symbols and scale indices of every layer.
+        """
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
@@ -224,6 +234,8 @@ class Codec:
             began = time.perf_counter()
             symbols = self._coder.decode(parsed.streams[prior.layer], indices)
             coder += time.perf_counter() - began
+            if look is not None:
+                look(symbols, indices)
             z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double().view(shape), self._topdown.snap)
             latents.update(z)
             return z

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-1"
+DEFAULT_MODEL = "photo-2"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 
@@ -144,11 +144,14 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     import torch
 
     from .exact import from_integers, prove
-    from .network import Config, Encoder, Synthesis, TopDown
+    from .network import ARCHITECTURE, Config, Encoder, Synthesis, TopDown
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
+    if network.get("architecture") != ARCHITECTURE:
+        made_for = network.get("architecture", 1)
+        raise ModelError(f"the model is for architecture {made_for} of the network, this version runs {ARCHITECTURE}")
     try:
         config = Config.from_dict(network)
         tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])

@@ -5,7 +5,7 @@
         prior      p(z_l | z_<l): mean, scale, step        from the top-down feature h
         posterior  q(z_l | z_<l, x): mean                  from h and the encoder's feature
         z_l = mean_p + step * round((mean_q - mean_p) / step)
-        h   = h + blocks(project(z_l))
+        h   = h + project(z_l), then the residual blocks of the next layer
     Synthesis turns the last h into pixels.
 
 TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
@@ -30,16 +30,18 @@ from .exact import ExactConv2d, QualityTable, Snap, round_half_up
 from .quality import LAMBDA_MAX, LAMBDA_MIN
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
+ARCHITECTURE = 2  # counted up when a network of the same sizes comes to compute something else
 MAX_STRIDE = 64
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
 DOWN_GAIN = 0.5  # initial gain of a downsampling: a flat area has the same value at every stride
+BAND_BYTES = 4 << 20  # of a block's input that a CPU works on at a time
 RAW_SCALE = 16.0  # scale indices per unit of the prior network's second output
 
 
 @dataclass(frozen=True)
 class Latent:
-    """One latent layer: its stride, its channels, and the residual blocks that follow it in the top-down path."""
+    """One latent layer: its stride, its channels, and the residual blocks of the top-down path before its prior."""
 
     stride: int
     channels: int
@@ -50,18 +52,19 @@ class Latent:
 class Config:
     """Sizes of a network. Widths and blocks are given per stride 4, 8, 16, 32, 64."""
 
-    widths: dict[int, int] = field(default_factory=lambda: {4: 48, 8: 96, 16: 192, 32: 192, 64: 128})
-    encoder_blocks: dict[int, int] = field(default_factory=lambda: {4: 1, 8: 3, 16: 3, 32: 1, 64: 1})
+    widths: dict[int, int] = field(default_factory=lambda: {4: 80, 8: 160, 16: 256, 32: 256, 64: 192})
+    encoder_blocks: dict[int, int] = field(default_factory=lambda: {4: 2, 8: 3, 16: 3, 32: 1, 64: 1})
     latents: tuple[Latent, ...] = (
-        Latent(64, 32, 1),
+        Latent(64, 32, 0),
         Latent(32, 32, 1),
         Latent(16, 48, 2),
         Latent(16, 48, 2),
         Latent(16, 48, 2),
         Latent(8, 16, 1),
-        Latent(8, 16, 1),
+        Latent(8, 24, 1),
+        Latent(8, 32, 1),
     )
-    synthesis_blocks: dict[int, int] = field(default_factory=lambda: {8: 1, 4: 2})
+    synthesis_blocks: dict[int, int] = field(default_factory=lambda: {8: 2, 4: 3})
     knots: int = 9
 
     @staticmethod
@@ -124,11 +127,27 @@ class Block(nn.Module):
         nn.init.zeros_(self.expand.bias)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        gain, shift = self.gain(quality), self.shift(quality)
+        height = x.shape[2]
+        rows = BAND_BYTES // (x.nbytes // height)
+        if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= height:
+            return self._rows(x, gain, shift, 0, height)
+        # A picture larger than the caches goes through in bands: memory that stays warm costs less than arithmetic.
+        out = torch.empty_like(x)
+        rows = max(rows, 4)
+        for top in range(0, height, rows):
+            out[:, :, top : top + rows] = self._rows(x, gain, shift, top, min(top + rows, height))
+        return out
+
+    def _rows(self, x: Tensor, gain: Tensor, shift: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom-1 of the result, which depend on one row more of x on either side."""
         snap = self.snap
-        y = snap(leaky(snap(self.reduce(x))))
-        y = snap(self.spatial(y))
-        y = snap(leaky(snap(y * self.gain(quality).to(y.dtype) + self.shift(quality).to(y.dtype))))
-        return snap(x + snap(self.expand(y)))
+        first = max(top - 1, 0)
+        y = snap(leaky(snap(self.reduce(x[:, :, first : bottom + 1]))))
+        y = snap(self.spatial(y)[:, :, top - first : bottom - first])
+        y = snap(leaky(snap(y * gain.to(y.dtype) + shift.to(y.dtype))))
+        # One type on both sides: torch adds mixed types slowly.
+        return snap(x[:, :, top:bottom] + snap(self.expand(y)).to(x.dtype))
 
 
 def _linear_start(conv: nn.Conv2d, gain: float = 1.0) -> nn.Conv2d:
@@ -226,10 +245,10 @@ def log_step_start(stride: int, place: Tensor | float) -> Tensor | float:
     """Logarithm of the quantization step to start from; place runs from 0 (quality 0) to 1 (quality 100).
 
     High-resolution theory: with R = -1/2 log2 D per coefficient and D = step^2 / 12, the Lagrangian's minimum is at
-    step = 5.09 / sqrt(lambda) grey levels for orthonormal coefficients; units shrink by 2 * DOWN_GAIN per halving.
+    step = 5.09 / sqrt(lambda) grey levels for orthonormal coefficients; units shrink by DOWN_GAIN per halving.
     """
     log_lambda = math.log(LAMBDA_MIN) + place * math.log(LAMBDA_MAX / LAMBDA_MIN)
-    units = math.log(PIXEL_SCALE / 255) + math.log2(stride / PIXEL_STRIDE) * math.log(2 * DOWN_GAIN)
+    units = math.log(PIXEL_SCALE / 255) + math.log2(stride / PIXEL_STRIDE) * math.log(DOWN_GAIN)
     return math.log(5.09) - 0.5 * log_lambda + units
 
 
@@ -251,9 +270,9 @@ class LatentLayer(nn.Module):
         super().__init__()
         self.index = index
         self.up = up
+        self.blocks = nn.ModuleList(Block(width, knots, snap) for _ in range(latent.blocks))
         self.prior = ExactConv2d(width, 2 * latent.channels)
         self.project = _linear_start(ExactConv2d(latent.channels, width))
-        self.blocks = nn.ModuleList(Block(width, knots, snap) for _ in range(latent.blocks))
         self.snap = snap
         nn.init.zeros_(self.prior.weight)
         nn.init.zeros_(self.prior.bias)
@@ -268,16 +287,16 @@ class LatentLayer(nn.Module):
         """The prior p(z_l | z_<l), from the feature before the latent is known."""
         if self.up is not None:
             h = self.up(h)
+        h = _run(self.blocks, h, quality)
         mean, raw = self.snap(full_precision(self.prior, h)).chunk(2, dim=1)
         index = raw * RAW_SCALE + self.scale_shift(quality)
         if self.snap.exact:
             index = round_half_up(index).clamp(0, SCALE_LEVELS - 1)
         return Prior(self.index, h, mean, index, self.step(quality))
 
-    def absorb(self, h: Tensor, z: Tensor, quality: Tensor) -> Tensor:
+    def absorb(self, h: Tensor, z: Tensor) -> Tensor:
         """The feature once the latent z (B, c, H/s, W/s) is known."""
-        h = self.snap(h + self.snap(full_precision(self.project, z)))
-        return _run(self.blocks, h, quality)
+        return self.snap(h + self.snap(full_precision(self.project, z)))
 
 
 class TopDown(nn.Module):
@@ -307,10 +326,9 @@ class TopDown(nn.Module):
         batch = qualities.shape[0]
         h = self.start[None, :, None, None].expand(batch, -1, height // MAX_STRIDE, width // MAX_STRIDE)
         for index, layer in enumerate(self.layers):
-            quality = qualities[:, index]
-            prior = layer.look(h, quality)
+            prior = layer.look(h, qualities[:, index])
             z = yield prior
-            h = layer.absorb(prior.feature, z, quality)
+            h = layer.absorb(prior.feature, z)
         return h
 
 

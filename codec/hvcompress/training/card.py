@@ -8,12 +8,13 @@ def card(config: dict, notes: str) -> str:
     trained, rows = config["trained"], config["held_out"]
     layers = config["network"]["latents"]
     numbered = list(enumerate(layers, 1))
+    origin = f", continuing from {trained['continued_from']}" if trained.get("continued_from") else ""
     lines = [
         f"# {config['name']}",
         "",
         f"{config['parameters'] / 1e6:.2f} M parameters; fingerprint `{config['fingerprint']}`.",
         "",
-        f"Trained for {trained['steps']:,} steps ({trained['of_these_annealing']:,} of them annealing) of "
+        f"Trained for {trained['steps']:,} steps{origin} ({trained['of_these_annealing']:,} of them annealing) of "
         f"{trained['batch']} crops of {trained['patch']} px from {trained['photographs']:,} photographs, "
         f"{trained['hours']:.2f} hours of computing, finished {trained['date']}. Made by the `recipe.toml` here:",
         "",

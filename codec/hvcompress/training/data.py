@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +63,7 @@ class Crops:
             raise InputError(f"no image of at least {patch} px on each side among {len(paths)} files")
 
     def batch(self, step: int, size: int) -> Tensor:
-        """(size, 3, patch, patch) float in [0, 1]: a function of the seed and `step` alone."""
+        """(size, 3, patch, patch) uint8, channels last in memory: a function of the seed and `step` alone."""
         rng = np.random.default_rng([self.seed, 1, step])
         patch = self.patch
         out = np.empty((size, patch, patch, 3), np.uint8)
@@ -75,7 +77,26 @@ class Crops:
             if rng.random() < 0.2:  # other orientations, seldom: photographs are mostly upright
                 crop = crop.transpose(1, 0, 2)
             out[row] = crop
-        return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255.0
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def batches(self, step: int, size: int) -> Iterator[Tensor]:
+        """The batches of `step`, `step` + 1, ... without end, the next few cut in the background."""
+        workers = max(1, (os.cpu_count() or 1) // 4)
+        with ThreadPoolExecutor(workers) as pool:
+            coming = deque(pool.submit(self.batch, step + ahead, size) for ahead in range(2 * workers))
+            try:
+                while True:
+                    yield coming.popleft().result()
+                    step += 1
+                    coming.append(pool.submit(self.batch, step + 2 * workers - 1, size))
+            finally:
+                for batch in coming:
+                    batch.cancel()
+
+
+def to_unit(batch: Tensor, device: torch.device) -> Tensor:
+    """(B, 3, P, P) uint8 -> float in [0, 1] on the device, channels last in memory."""
+    return batch.to(device, non_blocking=True).float() / 255.0
 
 
 def centre_crops(paths: list[Path], patch: int) -> Tensor:

@@ -28,7 +28,7 @@ from ..entropy import Tables, gaussian_tables, reach_of
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
 from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
-from ..network import Config, HierarchicalVAE, count_parameters
+from ..network import ARCHITECTURE, Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS, lambda_of
 from ..scales import SCALE_LEVELS
 from . import data
@@ -53,7 +53,7 @@ def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
     histogram = [np.zeros(2 * reach_of(k) + 2) for k in range(SCALE_LEVELS)]
     for number in range(FIT_CROPS):
-        image = (crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        image = crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy()
         symbols, indices, _ = codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers)
         for s, i in zip(symbols, indices, strict=True):
             for k in np.unique(i):
@@ -100,7 +100,7 @@ def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict
 
 def network_of(config: Config) -> dict:
     """The network's sizes as config.json holds them: JSON makes strings of the strides."""
-    return json.loads(json.dumps(asdict(config)))
+    return {"architecture": ARCHITECTURE, **json.loads(json.dumps(asdict(config)))}
 
 
 def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> ModelFolder:
@@ -126,6 +126,7 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
     facts = {
         "description": f"photographs, {state['step']} steps",
         "trained": {
+            "continued_from": recipe.start,
             "steps": state["step"],
             "of_these_annealing": state["decay_steps"],
             "batch": recipe.batch,

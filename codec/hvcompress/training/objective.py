@@ -4,7 +4,7 @@
 
 R_l is the rate of layer l in bits per pixel, estimated with uniform noise in place of rounding; the reconstruction
 and everything downstream of a latent see it hard-rounded, with a straight-through gradient ("mixed" quantization,
-Minnen & Singh 2020). The factor lambda^-w keeps high qualities from drowning the low ones.
+Minnen & Singh 2020). Only means learn from the noisy rate; scales learn from the hard-rounded symbols that they code. The factor lambda^-w keeps high qualities from drowning the low ones.
 beta_l is not a separate input: layer l runs at its own quality index q_l, and lambda / beta_l is the lambda of q_l,
 so beta_l = lambda(q) / lambda(q_l); see `quality.py`.
 """
@@ -83,13 +83,11 @@ def evaluate(
     *,
     noise: torch.Generator | None,
     weight_exponent: float,
-    silent: frozenset[int] = frozenset(),
 ) -> Outcome:
     """One pass over a batch. The same function trains and validates.
 
     image: (B, 3, H, W) in [0, 1]. quality: (B,) int64. offsets: (B, L) int64.
     noise: generator for the rate's noise; None takes the rate of the hard-rounded symbols (validation).
-    silent: layers switched off (their latent is the prior's mean; early in training).
     """
     pixels = image.shape[-2] * image.shape[-1]
     qualities = (quality[:, None] - offsets).clamp(0, LEVELS - 1)  # (B, L)
@@ -98,19 +96,18 @@ def evaluate(
 
     def choose(prior: Prior) -> Tensor:
         layer = prior.layer
-        if layer in silent:
-            rates.append(torch.zeros_like(quality, dtype=torch.float32))
-            return prior.mean
         encoded = features[model.config.latents[layer].stride]
         mean = model.encoder.posteriors[layer](prior.feature.to(encoded.dtype), encoded, qualities[:, layer])
         step = prior.step.float()
         residual = (mean.float() - prior.mean.float()) / step  # (B, c, H/s, W/s), in steps
         symbols = straight_through(residual)
         if noise is None:
-            sample = symbols
+            rate = bits(symbols, prior.scale_index)
         else:
             sample = residual + (torch.rand(residual.shape, generator=noise, device=residual.device) - 0.5)
-        rates.append(bits(sample, prior.scale_index).sum((1, 2, 3)) / pixels)
+            towards_scale = bits(symbols.detach(), prior.scale_index)
+            rate = bits(sample, prior.scale_index.detach()) + towards_scale - towards_scale.detach()
+        rates.append(rate.sum((1, 2, 3)) / pixels)
         return model.topdown.snap(prior.mean.float() + step * symbols)
 
     h = descend(model.topdown.walk(qualities, *image.shape[-2:]), choose)

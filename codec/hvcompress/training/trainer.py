@@ -17,20 +17,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from ..model import find_model
 from ..network import Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS
 from . import data, objective
 from .klt import start_as_klt
 from .muon import Muon
+from .warm import start_from_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,21 +46,20 @@ class Recipe:
     """Everything that determines a training run but the data itself."""
 
     model: Config
+    start: str = ""  # name or folder of a model to continue from; empty: the principal axes of photographs
     seed: int = 1
     batch: int = 8
     patch: int = 256
     downscale: tuple[float, float] = (0.6, 1.0)  # range of the factor by which photographs are shrunk
     held_out: int = 40  # photographs kept for validation
-    muon_lr: float = 1.5e-3
+    muon_lr: float = 1.2e-3
     adam_lr: float = 1e-3
     warmup: int = 200
     clip: float = 1.0  # gradient norm
     ema: float = 0.999
-    weight_exponent: float = 0.35
+    weight_exponent: float = 0.45
     offset_share: float = 0.25  # share of the images that train with per-layer offsets
     offset_range: int = 14  # in quality steps; 14 is a beta of about 2
-    silent_layers: int = 2  # finest layers switched off at first
-    silent_steps: int = 500
     validate_every: int = 1000
     checkpoint_seconds: float = 240.0
 
@@ -132,11 +134,11 @@ class Run:
         self.decay_start, self.decay_steps = state["decay_start"], state["decay_steps"]
 
 
-def start(recipe: Recipe, crops: data.Crops, device: torch.device) -> Run:
-    """A fresh run: initial weights from the recipe's seed and the principal axes of some photographs."""
+def fresh(recipe: Recipe, initialise: Callable[[HierarchicalVAE], None], device: torch.device) -> Run:
+    """A run before its first step: weights from the recipe's seed, then changed in place by `initialise`."""
     torch.manual_seed(recipe.seed)
     model = HierarchicalVAE(recipe.model)
-    start_as_klt(model, crops.batch(0, 64))
+    initialise(model)
     average = HierarchicalVAE(recipe.model)
     average.load_state_dict(model.state_dict())
     model.to(device, memory_format=torch.channels_last)
@@ -149,6 +151,21 @@ def start(recipe: Recipe, crops: data.Crops, device: torch.device) -> Run:
         Muon(weights, recipe.muon_lr, precision=fast_precision(device)),
         torch.optim.Adam(others, recipe.adam_lr, betas=(0.9, 0.99)),
     )
+
+
+def start(recipe: Recipe, crops: data.Crops, device: torch.device) -> Run:
+    """A new run: from the model that the recipe names, or from the principal axes of photographs."""
+    if recipe.start:
+        return fresh(recipe, partial(start_from_model, folder=find_model(recipe.start)), device)
+    photographs = data.to_unit(crops.batch(0, 64), torch.device("cpu"))
+    return fresh(recipe, partial(start_as_klt, images=photographs), device)
+
+
+def resumed(recipe: Recipe, checkpoint: Path, device: torch.device) -> Run:
+    """A run as it was when it was saved."""
+    run = fresh(recipe, lambda model: None, device)
+    run.load(checkpoint)
+    return run
 
 
 def draw(recipe: Recipe, layers: int, step: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +185,6 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
     device = image.device
     layers = len(recipe.model.latents)
     quality, offsets = (t.to(device) for t in draw(recipe, layers, run.step))
-    silent = frozenset(range(layers - recipe.silent_layers, layers) if run.step < recipe.silent_steps else ())
     factor = learning_rate(run.step, recipe.warmup, run.decay_start, run.decay_steps)
     run.muon.param_groups[0]["lr"] = recipe.muon_lr * factor
     run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
@@ -176,7 +192,7 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
     cast = torch.autocast(device.type, precision) if precision is torch.bfloat16 else nullcontext()
     with cast:
         outcome = objective.evaluate(
-            run.model, image, quality, offsets, noise=noise, weight_exponent=recipe.weight_exponent, silent=silent
+            run.model, image, quality, offsets, noise=noise, weight_exponent=recipe.weight_exponent
         )
     run.muon.zero_grad()
     run.adam.zero_grad()
@@ -251,21 +267,19 @@ def plot_validation(path: Path, rows: list[dict[str, float]], step: int) -> None
 
 def prepare(recipe: Recipe, crops: data.Crops, out: Path, device: torch.device, anneal: int | None) -> tuple[Run, Path]:
     """A run resumed from its folder, or started; with `anneal`, the branch in a folder of its own."""
-    run = start(recipe, crops, device)
     trunk = out / "checkpoint.pt"
     if anneal is None:
         if trunk.exists():
-            run.load(trunk)
-        return run, out
+            return resumed(recipe, trunk, device), out
+        return start(recipe, crops, device), out
     branches = [path.parent for path in out.glob(f"anneal-*-{anneal}/checkpoint.pt")]
     unfinished = [branch for branch in branches if not (branch / "finished").exists()]
     if unfinished:
         latest = max(unfinished, key=lambda branch: int(branch.name.split("-")[1]))
-        run.load(latest / "checkpoint.pt")
-        return run, latest
+        return resumed(recipe, latest / "checkpoint.pt", device), latest
     if not trunk.exists():
         raise InputError(f"{trunk} is not there: train the trunk before annealing it")
-    run.load(trunk)
+    run = resumed(recipe, trunk, device)
     run.decay_start, run.decay_steps = run.step, anneal
     branch = out / f"anneal-{run.step}-{anneal}"
     if (branch / "finished").exists():
@@ -316,12 +330,11 @@ def train(
     live = sys.stderr.isatty()
     mean: dict[str, float] = {}
     saved = time.monotonic()
-    with stop_requests() as stop:
+    with stop_requests() as stop, closing(crops.batches(run.step, recipe.batch)) as batches:
         while (end is None or run.step < end) and not stop.is_set():
             began = time.monotonic()
             noise.manual_seed(recipe.seed * 7_000_003 + run.step)
-            image = crops.batch(run.step, recipe.batch).to(device).contiguous(memory_format=torch.channels_last)
-            outcome = train_step(run, recipe, image, noise)
+            outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise)
             run.seconds += time.monotonic() - began
             now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
             now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
