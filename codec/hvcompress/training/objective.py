@@ -4,7 +4,8 @@
 
 R_l is the rate of layer l in bits per pixel, estimated with uniform noise in place of rounding; the reconstruction
 and everything downstream of a latent see it hard-rounded, with a straight-through gradient ("mixed" quantization,
-Minnen & Singh 2020). Only means learn from the noisy rate; scales learn from the hard-rounded symbols that they code. The factor lambda^-w keeps high qualities from drowning the low ones.
+Minnen & Singh 2020). Only means learn from the noisy rate; scales learn from the hard-rounded symbols
+that they code. The factor lambda^-w keeps high qualities from drowning the low ones.
 beta_l is not a separate input: layer l runs at its own quality index q_l, and lambda / beta_l is the lambda of q_l,
 so beta_l = lambda(q) / lambda(q_l); see `quality.py`.
 """
