@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import classical  # noqa: E402
+import complexity  # noqa: E402
 import kodak_set  # noqa: E402
 import measure  # noqa: E402
 import pictures  # noqa: E402
@@ -231,3 +232,22 @@ def test_every_codec_gives_back_the_picture(photo, key):
     decoded = codec.decode(good)
     assert len(bad) < len(good) and decoded.shape == (48, 64, 3) and decoded.dtype == np.uint8
     assert measure.psnr(np.asarray(image), decoded) > 28
+
+
+def test_complexity_counts_every_multiplication():
+    """A network of linear maps alone, counted by hand."""
+    network = pytest.importorskip("hvcompress.network")
+    strides = (4, 8, 16, 32, 64)
+    none = dict.fromkeys(strides, 0)
+    config = network.Config(
+        widths=dict.fromkeys(strides, 16),
+        encoder_blocks=none,
+        latents=tuple(network.Latent(stride, 4, 0) for stride in (64, 32, 16, 8)),
+        synthesis_blocks=none,
+        knots=2,
+    )
+    macs = complexity.macs_per_pixel(network.HierarchicalVAE(config))
+    assert macs["encoder"] == 48 * 16 / 4**2 + sum(64 * 16 / stride**2 for stride in strides[1:])
+    priors_and_projections = sum(3 * 4 * 16 / stride**2 for stride in strides[1:])  # a prior has mean and scale
+    assert macs["topdown"] == priors_and_projections + sum(16 * 64 / stride**2 for stride in (64, 32, 16))
+    assert macs["synthesis"] == 16 * 64 / 8**2 + 9 * 16 * 48 / 4**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import zlib
@@ -172,6 +173,16 @@ def test_damaged_model_is_refused(tiny_folder, tmp_path):
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError):
         codec_module.load_model(broken, "cpu")
+
+
+def test_a_model_of_another_architecture_is_refused(tiny_folder, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(tiny_folder, old)
+    config = json.loads((old / "config.json").read_text())
+    del config["network"]["architecture"]
+    (old / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="architecture 1"):
+        codec_module.load_model(old, "cpu")
 
 
 def test_failed_self_test_refuses_to_code(tiny_folder, tmp_path):

@@ -117,7 +117,7 @@ def test_training_lowers_the_loss(recipe, tmp_path):
 
 
 def test_continues_from_an_exported_model(recipe, folder, tmp_path):
-    """At once as good as the model, also as part of a deeper network; another width is refused."""
+    """At once as good as the model, also as part of a deeper network; another width or a shallower one is refused."""
     branch = tmp_path / "run"
     run(recipe, folder, branch, steps=6)
     run(recipe, folder, branch, anneal=2)
@@ -135,8 +135,11 @@ def test_continues_from_an_exported_model(recipe, folder, tmp_path):
             assert row["psnr"] == pytest.approx(wanted["psnr"], abs=0.1)
             assert row["bpp"] == pytest.approx(wanted["bpp"], rel=0.03)
     wider = replace(settings.model, widths={**settings.model.widths, 16: 32})
-    with pytest.raises(UsageError, match="does not fit"):
-        start(replace(settings, model=wider), crops, torch.device("cpu"))
+    *coarser, finest = settings.model.latents
+    shallower = replace(settings.model, latents=(*coarser, replace(finest, blocks=0)))
+    for config in (wider, shallower, replace(settings.model, synthesis_blocks={8: 0, 4: 1})):
+        with pytest.raises(UsageError, match="does not fit"):
+            start(replace(settings, model=config), crops, torch.device("cpu"))
 
 
 def test_unknown_setting_is_refused(tmp_path):

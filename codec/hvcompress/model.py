@@ -139,19 +139,18 @@ def split_tables(reach: Tensor, flat: Tensor) -> Tables:
     return Tables(reaches, frequencies)
 
 
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, by the rest of their names."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     """Networks on the CPU, the exact path frozen and proved, from stored tensors. Raises ModelError."""
     import torch
 
     from .exact import from_integers, prove
-    from .network import ARCHITECTURE, Config, Encoder, Synthesis, TopDown
+    from .network import Config, Encoder, Synthesis, TopDown
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    if network.get("architecture") != ARCHITECTURE:
-        made_for = network.get("architecture", 1)
-        raise ModelError(f"the model is for architecture {made_for} of the network, this version runs {ARCHITECTURE}")
     try:
         config = Config.from_dict(network)
         tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
@@ -164,24 +163,35 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     for module, prefix in ((encoder, "encoder."), (synthesis, "synthesis.")):
         module.float()
         try:
-            module.load_state_dict(part(prefix))
+            module.load_state_dict(part_of(tensors, prefix))
         except RuntimeError as error:
             raise ModelError(f"the model's weights do not fit its {CONFIG}") from error
         module.eval().requires_grad_(False)
-    from_integers(topdown, part("topdown."))
+    from_integers(topdown, part_of(tensors, "topdown."))
     prove(topdown)
     return Parts(encoder, topdown, synthesis, tables)
 
 
-def load_parts(folder: ModelFolder) -> Parts:
-    """Read and check a model's weights. Raises ModelError."""
+def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
+    """A model's stored tensors, checked to be those that its config.json names. Raises ModelError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from .network import ARCHITECTURE
+
+    network = folder.config["network"]
+    if network.get("architecture") != ARCHITECTURE:
+        made_for = network.get("architecture", 1)
+        raise ModelError(f"the model is for architecture {made_for} of the network, this version runs {ARCHITECTURE}")
     try:
         tensors = load_file(folder.path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
-    if fingerprint_of(tensors, folder.config["network"]) != folder.fingerprint:
+    if fingerprint_of(tensors, network) != folder.fingerprint:
         raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
-    return assemble(tensors, folder.config["network"])
+    return tensors
+
+
+def load_parts(folder: ModelFolder) -> Parts:
+    """Read and check a model. Raises ModelError."""
+    return assemble(read_tensors(folder), folder.config["network"])

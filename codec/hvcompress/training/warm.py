@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..exact import ACTIVATION_BITS, BIAS_BITS, TABLE_BITS, WEIGHT_BITS, ExactConv2d, QualityTable
-from ..model import WEIGHTS, ModelFolder
-from ..network import ARCHITECTURE, HierarchicalVAE, Step
+from ..model import ModelFolder, part_of, read_tensors
+from ..network import HierarchicalVAE, Step
 from ..quality import interpolation
 
 BLOCK = re.compile(r"\.(blocks|stages\.\d+)\.\d+\.")  # in the name of a residual block's parameter
@@ -29,45 +28,35 @@ def knots_through(table: Tensor, knots: int) -> Tensor:
 
 def thawed(topdown: nn.Module, integers: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point state of a top-down path from its stored grid values (`exact.to_integers`)."""
-    bits = {"weight": WEIGHT_BITS, "bias": BIAS_BITS, "table": TABLE_BITS}
-    state = {}
+
+    def values(name: str, bits: int) -> Tensor:
+        return integers[name].double() * 2.0**-bits
+
+    state = {"start": values("start", ACTIVATION_BITS).float()}
     for name, part in topdown.named_modules():
-        if isinstance(part, ExactConv2d):
-            kinds = ("weight", "bias")
-        elif isinstance(part, QualityTable):
-            kinds = ("table",)
-        else:
-            continue
-        for kind in kinds:
-            if f"{name}.{kind}" not in integers:
-                continue
-            values = integers[f"{name}.{kind}"].double() * 2.0 ** -bits[kind]
-            if kind == "table":
-                values = torch.log(values) if isinstance(part, Step) else values
-                state[f"{name}.knots"] = knots_through(values, len(part.knots))
-            else:
-                state[f"{name}.{kind}"] = values.float()
-    state["start"] = integers["start"].float() * 2.0**-ACTIVATION_BITS
+        if isinstance(part, ExactConv2d) and f"{name}.weight" in integers:
+            state[f"{name}.weight"] = values(f"{name}.weight", WEIGHT_BITS).float()
+            state[f"{name}.bias"] = values(f"{name}.bias", BIAS_BITS).float()
+        elif isinstance(part, QualityTable) and f"{name}.table" in integers:
+            curve = values(f"{name}.table", TABLE_BITS)
+            state[f"{name}.knots"] = knots_through(curve.log() if isinstance(part, Step) else curve, len(part.knots))
     return state
 
 
 def start_from_model(model: HierarchicalVAE, folder: ModelFolder) -> None:
     """Set a fresh network's parameters from a model folder's, in place.
 
-    Raises UsageError where the model is of another width, has other layers, or is deeper than the network.
+    Raises ModelError where the folder is damaged or for another architecture, UsageError where the model is of another
+    width, has other layers, or is deeper than the network.
     """
-    if folder.config["network"].get("architecture") != ARCHITECTURE:
-        raise UsageError(f"model {folder.name} is for another architecture of the network")
-    tensors = load_file(folder.path / WEIGHTS)
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    state = {f"topdown.{name}": value for name, value in thawed(model.topdown, part("topdown.")).items()}
-    for prefix in ("encoder.", "synthesis."):
-        state |= {prefix + name: value.float() for name, value in part(prefix).items()}
+    tensors = read_tensors(folder)
+    integers = part_of(tensors, "topdown.")
+    topdown = thawed(model.topdown, integers)
+    state = {f"topdown.{name}": value for name, value in topdown.items()}
+    state |= {name: value.float() for name, value in tensors.items() if name.startswith(("encoder.", "synthesis."))}
     own = model.state_dict()
-    strange = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
+    strange = [name for name in integers if name.replace(".table", ".knots") not in topdown]
+    strange += [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
     strange += [name for name in own if name not in state and not BLOCK.search(name)]
     if strange:
         raise UsageError(f"model {folder.name} does not fit the recipe's network: {strange[0]}")
