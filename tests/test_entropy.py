@@ -58,6 +58,27 @@ def test_learned_tables_fit_what_was_seen():
     assert coder.bits(zeros, twenty) < 0.05 * CODER.bits(zeros, twenty)
 
 
+def test_no_shorter_stream_says_the_same():
+    """Streams of all lengths, also ones whose last interval spans a carry: what is written is the shortest."""
+    generator = np.random.Generator(np.random.PCG64(3))
+    lengths, information = 0, 0.0
+    for trial in range(300):
+        symbols, indices = sample(int(generator.integers(0, 60)), seed=trial)
+        coded = CODER.encode(symbols, indices)
+        assert np.array_equal(CODER.decode(coded, indices), symbols)
+        assert coded[-1:] != b"\0"
+        if coded:
+            shorter = coded[:-1]
+            after = (int.from_bytes(shorter, "big") + 1).to_bytes(len(shorter) + 1, "big")[1:]
+            for other in (shorter, after):
+                try:
+                    assert not np.array_equal(CODER.decode(other, indices), symbols)
+                except FormatError:
+                    pass
+        lengths, information = lengths + 8 * len(coded), information + CODER.bits(symbols, indices)
+    assert 0 < lengths - information < 300 * 8  # on average under a byte more than the information
+
+
 def test_random_bytes_never_crash():
     generator = np.random.Generator(np.random.PCG64(1))
     _, indices = sample(300)
@@ -87,4 +108,4 @@ def test_bytes_never_change():
     )
     coded = coder.encode(symbols, indices)
     assert np.array_equal(coder.decode(coded, indices), symbols)
-    assert hashlib.sha256(coded).hexdigest() == "2cd090a93af3c5af2fe2aaaa4876f0357fc897385f3dcf3f3052555aba5fa2e9"
+    assert hashlib.sha256(coded).hexdigest() == "f819ad87e0a6e1c0c68810a5eba7b6de95fbe271d97a5c63d288a16df004d79f"

@@ -67,6 +67,25 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     return Tables(np.array(reaches, np.int32), tuple(tables))
 
 
+def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
+    """The fewest bytes that a range decoder, to which the bytes past the end are zeros, takes for the same symbols.
+
+    sealed: what the encoder wrote, words big-endian. position, (lower, width): `RangeEncoder.pos` before that: after
+    `position` words any number of [lower, lower + width) / 2^64 would do. This is, of those with the most zero
+    bytes at the end, the smallest.
+    """
+    length = 4 * position + 8
+    point = int.from_bytes(sealed.ljust(length, b"\0"), "big")
+    first = (point >> 64 << 64) + lower
+    if first > point:  # the encoder chose a point past a carry into the words before
+        first -= 1 << 64
+    for zeros in range(8, -1, -1):
+        shortest = -(-first >> 8 * zeros) << 8 * zeros  # rounded up
+        if shortest < first + width:
+            return shortest.to_bytes(length, "big").rstrip(b"\0")
+    raise AssertionError("a range coder's interval is never empty")
+
+
 class LayerCoder:
     """Codes layers of symbols with given tables. Stateless between calls; safe to share between threads."""
 
@@ -91,7 +110,7 @@ class LayerCoder:
             yield int(k), order[ends[k] - counts[k] : ends[k]]
 
     def encode(self, symbols: np.ndarray, indices: np.ndarray) -> bytes:
-        """symbols (N,) int16 within +-SYMBOL_LIMIT, indices (N,) uint8 below SCALE_LEVELS -> bytes."""
+        """symbols (N,) int16 within +-SYMBOL_LIMIT, indices (N,) uint8 below SCALE_LEVELS -> the fewest bytes."""
         encoder = self._queue.RangeEncoder()
         escaped = []
         for k, positions in self._groups(indices):
@@ -103,9 +122,8 @@ class LayerCoder:
                 escaped.append(values[outside])
         if escaped:
             encoder.encode(np.concatenate(escaped) + (1 << 15), self._raw)
-        words = encoder.get_compressed()
-        # Big-endian, so that the zero bytes in which the coder's flush ends can be left out.
-        return words.astype(">u4").tobytes().rstrip(b"\0")
+        position, (lower, width) = encoder.pos()
+        return _shortest(encoder.get_compressed().astype(">u4").tobytes(), position, lower, width)
 
     def decode(self, data: bytes, indices: np.ndarray) -> np.ndarray:
         """Inverse of `encode`: (N,) int16. Raises FormatError where the bytes cannot be a layer."""
