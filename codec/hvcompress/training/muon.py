@@ -19,15 +19,21 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).contiguous()
+    for _ in range(steps):  # x <- a x + (b xx' + c (xx')^2) x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
+def as_matrix(weight: Tensor) -> Tensor:
+    """(C_out, C_in, k, k) -> (C_out, k * k * C_in): a view where memory is channels last. The order of columns is
+    nothing to an orthogonalisation."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
 class Muon(torch.optim.Optimizer):
-    """For 4-D convolution weights, taken as (C_out, C_in * k * k) matrices."""
+    """For 4-D convolution weights, taken as matrices of C_out rows."""
 
     def __init__(
         self, weights: list[Tensor], lr: float, momentum: float = 0.95, precision: torch.dtype = torch.float32
@@ -38,19 +44,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                nesterov = weight.grad.lerp(average, group["momentum"]).flatten(1)  # (C_out, C_in*k*k)
-                by_shape.setdefault(nesterov.shape, []).append((weight, nesterov))
-            for shape, members in by_shape.items():
-                stacked = torch.stack([update for _, update in members]).to(self.precision)
-                updates = orthogonalise(stacked).to(members[0][0].dtype)
+                if "momentum" not in self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+                by_shape.setdefault(as_matrix(weight).shape, []).append(weight)
+            for shape, weights in by_shape.items():
+                # One copy from memory to memory per weight: on a CPU these cost more than the products.
+                stacked = torch.empty(len(weights), *shape, dtype=self.precision, device=weights[0].device)
+                for row, weight in zip(stacked, weights, strict=True):
+                    average = self.state[weight]["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+                    row.copy_(as_matrix(weight.grad.lerp(average, group["momentum"])))  # Nesterov
+                updates = orthogonalise(stacked).to(weights[0].dtype)
                 size = 0.2 * max(shape) ** 0.5
-                for (weight, _), update in zip(members, updates, strict=True):
-                    weight.add_(update.view_as(weight), alpha=-group["lr"] * size)
+                for weight, update in zip(weights, updates, strict=True):
+                    rows, columns, *kernel = weight.shape
+                    update = update.reshape(rows, *kernel, columns).permute(0, 3, 1, 2)
+                    weight.add_(update, alpha=-group["lr"] * size)
