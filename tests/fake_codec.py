@@ -22,7 +22,9 @@ FINGERPRINT = "c0ffee00" * 8
 class FakeCodec:
     name, fingerprint, device, layers = "fake", FINGERPRINT, "cpu", 3
 
-    def encode(self, picture, quality=60, offsets=None, *, verify=True):
+    def encode(self, picture, quality=60, offsets=None, *, effort=1, verify=True, progress=None):
+        if progress is not None and effort > 1:
+            progress(1, 2)
         if offsets is not None and len(offsets) != self.layers:
             raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
         height, width = picture.pixels.shape[:2]
@@ -36,7 +38,7 @@ class FakeCodec:
             width, height, picture.gray, quality, offsets, bytes.fromhex(FINGERPRINT)[:4], b"hash"
         )
         data = container.pack(container.Container(header, (b"", stream, b"end"), chunks))
-        seconds = {"network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
+        seconds = {"fit": effort - 1.0, "network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
     def decode(self, data):

@@ -371,6 +371,27 @@ def test_a_terminal_gets_no_binary_data(here, codec, monkeypatch, capsysbinary):
     assert main(["encode", "a.png", "-o", "-", "-f"]) == 0
 
 
+def test_effort_is_passed_on_and_its_progress_shown(codec, here, monkeypatch, capsys):
+    save_photo("a.png")
+    assert main(["encode", "--effort", "4", "a.png"]) == 0
+    captured = capsys.readouterr()
+    assert "4.25 s" in captured.out and captured.err == ""  # the made-up seconds of fitting; nobody looks
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["encode", "-f", "--effort", "4", "a.png"]) == 0
+    captured = capsys.readouterr()
+    assert "a.png  [==========          ] 1/2" in captured.err and captured.err.endswith("\r\x1b[K")
+    assert main(["encode", "-f", "--quiet", "--effort", "4", "a.png"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("effort", ["0", "10", "x", "2.5", "-1"])
+def test_effort_out_of_range(codec, here, effort, capsys):
+    save_photo("a.png")
+    assert main(["encode", f"--effort={effort}", "a.png"]) == UsageError.exit_code
+    assert "must be a whole number from 1 to 9" in one_line(capsys.readouterr())
+    assert not Path("a.hvci").exists()
+
+
 def test_a_pipeline_of_two_processes(here):
     save_photo("a.png")
     encoded = run("encode", "-", "-q", "100", stdin=open("a.png", "rb"))

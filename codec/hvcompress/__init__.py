@@ -65,6 +65,7 @@ def encode(
     quality: int = 60,
     *,
     beta: Sequence[float] | None = None,
+    effort: int = 1,
     model: str | os.PathLike | None = None,
     device: str = "auto",
     verify: bool = True,
@@ -74,6 +75,7 @@ def encode(
     image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
     quality: 0 (smallest) to 100 (best).
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
+    effort: 1 (fast) to 9 (some minutes per megapixel); more effort makes better files, which decode as fast.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding).
@@ -86,7 +88,7 @@ def encode(
 
     picture = read_picture(image)
     offsets = None if beta is None else [offset_of(value) for value in beta]
-    return load(model, device).encode(picture, quality, offsets, verify=verify).data
+    return load(model, device).encode(picture, quality, offsets, effort=effort, verify=verify).data
 
 
 def decode(data: bytes, *, model: str | os.PathLike | None = None, device: str = "auto") -> PIL.Image.Image:

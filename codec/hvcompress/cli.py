@@ -26,6 +26,7 @@ from .console import (
     debugging,
     exit_codes,
     flush_standard_output,
+    progress_line,
     read_standard_input,
     say,
     shown,
@@ -109,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
     )
+    encode.add_argument(
+        "--effort", type=_effort, default=1, metavar="1..9", help="fit the encoder to the picture: slower, smaller (1)"
+    )
     encode.add_argument("--no-verify", action="store_true", help="do not decode the result to check it")
 
     decode = command(
@@ -158,6 +162,12 @@ def _parser() -> argparse.ArgumentParser:
 def _quality(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) >= LEVELS:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {LEVELS - 1}, not {text!r}")
+    return int(text)
+
+
+def _effort(text: str) -> int:
+    if not re.fullmatch("[1-9]", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9, not {text!r}")
     return int(text)
 
 
@@ -302,7 +312,15 @@ def encode_command(args: argparse.Namespace) -> int:
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
         codec = load_model(args.model, args.device)
-        encoded = codec.encode(picture, args.quality, args.beta, verify=not args.no_verify)
+        with progress_line(shown(job.name), quiet=args.quiet) as progress:
+            encoded = codec.encode(
+                picture,
+                args.quality,
+                args.beta,
+                effort=args.effort,
+                verify=not args.no_verify,
+                progress=progress,
+            )
         _write(job, encoded.data, args.force)
         height, width = picture.pixels.shape[:2]
         quality = "-" if encoded.picture is None else f"{psnr(picture.pixels, encoded.picture.pixels):.2f} dB"

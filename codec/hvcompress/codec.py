@@ -22,13 +22,14 @@ from torch import Tensor
 from . import container
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
+from .effort import fit_encoder, steps_of
 from .entropy import SYMBOL_LIMIT, LayerCoder
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
-from .network import MAX_STRIDE, Prior, dequantize, descend, scale_of
-from .quality import LEVELS, MAX_OFFSET, layer_qualities
+from .network import MAX_STRIDE, Encoder, Prior, dequantize, descend, scale_of
+from .quality import LEVELS, MAX_OFFSET, beta_of, lambda_of, layer_qualities
 from .scales import SCALE_LEVELS
 
 
@@ -38,7 +39,19 @@ class Encoded:
 
     data: bytes
     picture: Picture | None  # the decoded picture where it was verified
-    seconds: dict[str, float]  # "network", "coder"; and of decoding for verification "verify_network", "verify_coder"
+    seconds: dict[str, float]  # "fit", "network", "coder"; and of verification "verify_network", "verify_coder"
+
+
+def lagrangian(picture: Picture, encoded: Encoded) -> float:
+    """What training minimises, of a real file: sum_l beta_l R_l + lambda * MSE, in bits per pixel.
+
+    R_l are the bytes of the layers, the squared error is that of the decoded pixels on the 0..255 scale.
+    """
+    parsed = container.parse(encoded.data)
+    error = picture.pixels.astype(np.float64) - encoded.picture.pixels
+    rate = sum(beta_of(o) * 8 * len(s) for o, s in zip(parsed.header.offsets, parsed.streams, strict=True))
+    pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
+    return rate / pixels + lambda_of(parsed.header.quality) * float(np.square(error).mean())
 
 
 def _grid_bytes(x: Tensor) -> bytes:
@@ -83,25 +96,51 @@ class Codec:
         self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
         self._topdown = parts.topdown.to(device)
         self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
+        self._tables = parts.tables
         self._coder = LayerCoder(parts.tables)
 
     # ---------------------------------------------------------------------------------------------- encoding
 
-    @torch.inference_mode()
     def encode(
-        self, picture: Picture, quality: int = 60, offsets: Sequence[int] | None = None, *, verify: bool = True
+        self,
+        picture: Picture,
+        quality: int = 60,
+        offsets: Sequence[int] | None = None,
+        *,
+        effort: int = 1,
+        verify: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
         """Compress a picture.
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
+        effort: 1 (fast) to 9; above 1 the encoder is first fitted to the picture. The result is never worse by the
+        measure that is minimised, `lagrangian`, than that of effort 1.
         verify: decode the bytes again, from the bytes alone, and compare the latents.
+        progress: told the steps of fitting done, and how many there are.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
-        offsets, quality = self._check(quality, offsets), int(quality)
-        height, width = picture.pixels.shape[:2]
-        container.check_size(width, height)
+        offsets, quality, steps = self._check(quality, offsets), int(quality), steps_of(effort)
+        container.check_size(picture.pixels.shape[1], picture.pixels.shape[0])
+        plain = self._encode_with(self._encoder, picture, quality, offsets, verify or steps > 0)
+        if steps == 0:
+            return plain
         began = time.perf_counter()
-        symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets)
+        parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
+        encoder = fit_encoder(parts, self._to_tensor(picture.pixels), quality, offsets, steps, progress)
+        fitting = time.perf_counter() - began
+        fitted = self._encode_with(encoder, picture, quality, offsets, True)
+        best = min(plain, fitted, key=lambda encoded: lagrangian(picture, encoded))
+        seconds = {part: plain.seconds[part] + fitted.seconds[part] for part in plain.seconds} | {"fit": fitting}
+        return Encoded(best.data, best.picture, seconds)
+
+    def _encode_with(
+        self, encoder: Encoder, picture: Picture, quality: int, offsets: tuple[int, ...], verify: bool
+    ) -> Encoded:
+        """Compress with the given encoder, which need not be the model's own."""
+        height, width = picture.pixels.shape[:2]
+        began = time.perf_counter()
+        symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets, encoder)
         networked = time.perf_counter() - began
         streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices, strict=True))
         coded = time.perf_counter() - began - networked
@@ -115,6 +154,7 @@ class Codec:
         data = container.pack(Container(header, streams, chunks))
         decoded, spent = self._verified(data) if verify else (None, {"network": 0.0, "coder": 0.0})
         seconds = {
+            "fit": 0.0,
             "network": networked,
             "coder": coded,
             "verify_network": spent["network"],
@@ -143,19 +183,23 @@ class Codec:
 
     @torch.inference_mode()
     def analyse(
-        self, pixels: np.ndarray, quality: int, offsets: tuple[int, ...]
+        self, pixels: np.ndarray, quality: int, offsets: tuple[int, ...], encoder: Encoder | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray], bytes]:
-        """(H, W, 3) uint8 -> per layer: symbols (N,) int16 and scale indices (N,) uint8; and the latents' SHA-256."""
+        """(H, W, 3) uint8 -> per layer: symbols (N,) int16 and scale indices (N,) uint8; and the latents' SHA-256.
+
+        encoder: None is the model's own.
+        """
+        encoder = self._encoder if encoder is None else encoder
         image = self._to_tensor(pixels)
         levels = self._levels(quality, offsets)
-        features = self._encoder(image, torch.tensor([quality], device=self.device))
+        features = encoder(image, torch.tensor([quality], device=self.device))
         symbols: list[np.ndarray] = []
         indices: list[np.ndarray] = []
         latents = LatentHash()
 
         def choose(prior: Prior) -> Tensor:
             stride = self._topdown.config.latents[prior.layer].stride
-            posterior = self._encoder.posteriors[prior.layer]
+            posterior = encoder.posteriors[prior.layer]
             mean = posterior(prior.feature.float(), features[stride], levels[:, prior.layer])
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
             chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)

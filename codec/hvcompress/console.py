@@ -6,8 +6,9 @@ import contextlib
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from . import errors
@@ -40,6 +41,30 @@ def say(line: str, stream: TextIO | None) -> None:
     if stream is not None:
         with contextlib.suppress(OSError) if stream is sys.stderr else _output_errors():
             print(line, file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def progress_line(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A line on a terminal's standard error that is told how many of how many steps are done, and vanishes at the end.
+
+    Yields None where nobody looks.
+    """
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    began = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        left = (time.monotonic() - began) / done * (total - done)
+        bar = "=" * (20 * done // total)
+        with contextlib.suppress(OSError):
+            print(f"\r{name}  [{bar:20}] {done}/{total}  {left:.0f} s left ", end="\x1b[K", file=sys.stderr, flush=True)
+
+    try:
+        yield update
+    finally:
+        with contextlib.suppress(OSError):
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def complain(error: BaseException, name: str = "") -> int:

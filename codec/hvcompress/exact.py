@@ -11,6 +11,7 @@ The same modules are trained in ordinary floating point; `freeze` moves them to 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 
 import torch
@@ -167,6 +168,15 @@ def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
 def freeze(module: nn.Module) -> nn.Module:
     """Move a trained exact path onto the grid, in place: what export does, and what a file will be decoded with."""
     return from_integers(module, to_integers(module))
+
+
+def relaxed(module: nn.Module) -> nn.Module:
+    """A float32 copy of a frozen path through which gradients flow: the same values but for rounding to the grid."""
+    copied = deepcopy(module).float().requires_grad_(False)
+    for part in copied.modules():
+        if isinstance(part, (ExactConv2d, Snap)):
+            part.exact = False  # tables stay as they are stored: a row per quality index
+    return copied
 
 
 def prove(module: nn.Module) -> float:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model import Parts
 from ..network import HierarchicalVAE, Prior, descend, scale_of
 from ..quality import LAMBDA_MAX, LAMBDA_MIN, LEVELS
 from ..scales import SCALE_LEVELS
@@ -77,7 +78,7 @@ def lambdas(quality: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: HierarchicalVAE,
+    model: HierarchicalVAE | Parts,
     image: Tensor,
     quality: Tensor,
     offsets: Tensor,
@@ -85,7 +86,7 @@ def evaluate(
     noise: torch.Generator | None,
     weight_exponent: float,
 ) -> Outcome:
-    """One pass over a batch. The same function trains and validates.
+    """One pass over a batch. The same function trains, validates, and fits an encoder to a picture (`effort.py`).
 
     image: (B, 3, H, W) in [0, 1]. quality: (B,) int64. offsets: (B, L) int64.
     noise: generator for the rate's noise; None takes the rate of the hard-rounded symbols (validation).
@@ -97,7 +98,7 @@ def evaluate(
 
     def choose(prior: Prior) -> Tensor:
         layer = prior.layer
-        encoded = features[model.config.latents[layer].stride]
+        encoded = features[model.topdown.config.latents[layer].stride]
         mean = model.encoder.posteriors[layer](prior.feature.to(encoded.dtype), encoded, qualities[:, layer])
         step = prior.step.float()
         residual = (mean.float() - prior.mean.float()) / step  # (B, c, H/s, W/s), in steps

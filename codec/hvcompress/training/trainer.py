@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..quality import LEVELS
 from . import data, objective
 from .klt import start_as_klt
 from .muon import Muon
+from .precision import autocast, fast_precision
 from .warm import start_from_model
 
 if sys.version_info >= (3, 11):
@@ -76,15 +77,6 @@ def read_recipe(path: Path) -> Recipe:
     if "downscale" in training:
         training["downscale"] = tuple(training["downscale"])
     return Recipe(model=Config.from_dict(values["model"]), **training)
-
-
-def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it natively, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    # torch has no public question for this; older releases lack these too, and are content with float32.
-    asked = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return torch.bfloat16 if any(supported() for supported in asked) else torch.float32
 
 
 def learning_rate(step: int, warmup: int, decay_start: int | None, decay_steps: int) -> float:
@@ -188,9 +180,7 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
     factor = learning_rate(run.step, recipe.warmup, run.decay_start, run.decay_steps)
     run.muon.param_groups[0]["lr"] = recipe.muon_lr * factor
     run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
-    precision = fast_precision(device)
-    cast = torch.autocast(device.type, precision) if precision is torch.bfloat16 else nullcontext()
-    with cast:
+    with autocast(device):
         outcome = objective.evaluate(
             run.model, image, quality, offsets, noise=noise, weight_exponent=recipe.weight_exponent
         )

@@ -1,0 +1,81 @@
+"""Effort: an encoder fitted to the one picture that it is about to encode.
+
+The decoder and the format do not change. A copy of the encoder's weights goes on being trained, with the objective
+of training, on this picture at this quality alone; what it has to give up is being right for all other pictures. (The
+weights of an encoder generalise imperfectly: Cremer et al. 2018, "Inference suboptimality in variational
+autoencoders". Optimising the latents themselves gains next to nothing here; see `docs/training.md`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .exact import relaxed
+from .model import Parts
+from .network import MAX_STRIDE, Encoder
+from .training.objective import evaluate
+from .training.precision import autocast
+
+LEVELS = range(1, 10)
+LEARNING_RATE = 1e-4  # of Adam, at its peak
+WARMUP = 5  # steps
+WINDOW = (512, 768)  # pixels, height and width, of what one step sees of a larger picture
+
+
+def steps_of(effort: int) -> int:
+    """Training steps of an effort level 1..9: none, then 8, doubled with every level. Raises UsageError."""
+    if isinstance(effort, bool) or effort not in LEVELS:
+        raise UsageError(f"effort must be a whole number from {LEVELS[0]} to {LEVELS[-1]}, not {effort!r}")
+    return 0 if effort == 1 else 2 ** (effort + 1)
+
+
+def _window(image: Tensor, generator: np.random.Generator) -> Tensor:
+    """(1, 3, H, W) -> (1, 3, h, w): a random part of a large picture, on the grid of the coarsest latents."""
+    corner = []
+    for size, limit in zip(image.shape[-2:], WINDOW, strict=True):
+        corner.append(MAX_STRIDE * int(generator.integers(max(size - limit, 0) // MAX_STRIDE + 1)))
+    top, left = corner
+    return image[:, :, top : top + WINDOW[0], left : left + WINDOW[1]]
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def fit_encoder(
+    parts: Parts,
+    image: Tensor,
+    quality: int,
+    offsets: tuple[int, ...],
+    steps: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Encoder:
+    """A copy of the encoder, trained on one picture.
+
+    parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64.
+    progress: told the steps done, and `steps`, after each.
+    """
+    device = image.device
+    image = image.clone()  # the caller's may not be fit for gradients
+    encoder = deepcopy(parts.encoder).requires_grad_(True)
+    student = Parts(encoder, relaxed(parts.topdown), parts.synthesis, parts.tables)
+    adam = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
+    qualities = torch.tensor([quality], device=device)
+    layer_offsets = torch.tensor([offsets], device=device)
+    noise = torch.Generator(device).manual_seed(0)  # the same bytes for the same picture
+    places = np.random.Generator(np.random.PCG64(0))
+    for step in range(steps):
+        window = _window(image, places).contiguous(memory_format=torch.channels_last)
+        adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (1.0 - step / steps)
+        with autocast(device):
+            loss = evaluate(student, window, qualities, layer_offsets, noise=noise, weight_exponent=0.0).loss
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        if progress is not None:
+            progress(step + 1, steps)
+    return encoder.requires_grad_(False)

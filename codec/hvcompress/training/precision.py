@@ -1,0 +1,22 @@
+"""In which floating-point type a device trains."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    # torch has no public question for this; older releases lack these too, and are content with float32.
+    asked = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.bfloat16 if any(supported() for supported in asked) else torch.float32
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which convolutions run in `fast_precision`."""
+    precision = fast_precision(device)
+    return nullcontext() if precision is torch.float32 else torch.autocast(device.type, precision)
