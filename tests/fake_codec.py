@@ -24,6 +24,7 @@ class FakeCodec:
 
     def encode(self, picture, quality=60, offsets=None, *, effort=1, verify=True, progress=None):
         if progress is not None and effort > 1:
+            progress(0, 2)
             progress(1, 2)
         if offsets is not None and len(offsets) != self.layers:
             raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")

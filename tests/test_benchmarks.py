@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,19 @@ def test_every_codec_gives_back_the_picture(photo, key):
     decoded = codec.decode(good)
     assert len(bad) < len(good) and decoded.shape == (48, 64, 3) and decoded.dtype == np.uint8
     assert measure.psnr(np.asarray(image), decoded) > 28
+
+
+def test_what_effort_saves_counts_along_the_codecs_own_curve():
+    gain = pytest.importorskip("effort")
+    low, high = (1000, 30.0), (4000, 34.0)
+    assert gain.saved(low, high, (2000, 32.0)) == pytest.approx(0.0)  # a mere shift along the curve
+    assert gain.saved(low, high, (1800, 32.0)) == pytest.approx(0.1)
+    assert gain.saved(low, high, (2000, 31.0)) == pytest.approx(1 - 2**0.5)
+    rows = [
+        {"effort": 3, "quality": 50, "saved": value, "time_ratio": ratio}
+        for value, ratio in ((0.01, 9.0), (0.03, 11.0))
+    ]
+    assert re.search(r"^ +3 +16 +2\.00 % +10$", gain.table(rows, [3], [50]), re.MULTILINE)
 
 
 def test_complexity_counts_every_multiplication():

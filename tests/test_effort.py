@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,9 @@ from hvcompress.codec import lagrangian
 from hvcompress.errors import UsageError
 from hvcompress.exact import relaxed
 from hvcompress.image_io import read_picture
+from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
+from hvcompress.training.objective import evaluate
 
 LAYERS = 6  # of the tiny model
 
@@ -29,7 +33,7 @@ def test_effort_helps_and_decodes(tiny, picture):
     fitted = tiny.encode(picture, 50, effort=5, progress=lambda done, total: told.append((done, total)))
     assert lagrangian(picture, fitted) < 0.99 * lagrangian(picture, plain)
     assert np.array_equal(tiny.decode(fitted.data).pixels, fitted.picture.pixels)
-    assert told == [(step, 64) for step in range(1, 65)]
+    assert told == [(step, 64) for step in range(65)]
     assert fitted.seconds["fit"] > 0 and set(fitted.seconds) == set(plain.seconds)
     assert tiny.encode(picture, 50).data == plain.data  # the model itself is as it was
 
@@ -43,19 +47,64 @@ def test_the_lagrangian_is_that_of_the_file(tiny, picture):
     rate = 8 * (sum(sizes[:4]) + ratio * sizes[4] + sizes[5] / ratio) / (height * width)
     mse = np.mean((picture.pixels.astype(float) - encoded.picture.pixels) ** 2)
     assert lagrangian(picture, encoded) == pytest.approx(rate + np.sqrt(0.001 * 0.25) * mse)
+    lowest = tiny.encode(picture, 0, [0] * 5 + [12])  # there is no quality below 0: the last layer's beta is 1
+    mse = np.mean((picture.pixels.astype(float) - lowest.picture.pixels) ** 2)
+    rate = 8 * sum(hvcompress.read_info(lowest.data).layer_bytes) / (height * width)
+    assert lagrangian(picture, lowest) == pytest.approx(rate + 0.001 * mse)
 
 
 def test_effort_is_never_worse(tiny, picture, monkeypatch):
     """Whatever comes of the fitting, the file of effort 1 is there to fall back on."""
 
-    def ruined(parts, image, quality, offsets, steps, progress):
+    def ruined(parts, image, size, quality, offsets, steps, progress):
         encoder = effort.deepcopy(parts.encoder)
         with torch.no_grad():
             encoder.stem.weight.mul_(-3.0)
         return encoder
 
-    monkeypatch.setattr(codec_module, "fit_encoder", ruined)
+    with monkeypatch.context() as patch:
+        patch.setattr(codec_module, "fit_encoder", ruined)
+        assert tiny.encode(picture, 50, effort=2).data == tiny.encode(picture, 50).data
+    monkeypatch.setattr(effort, "LEARNING_RATE", float("inf"))
     assert tiny.encode(picture, 50, effort=2).data == tiny.encode(picture, 50).data
+
+
+def test_a_model_loaded_in_inference_mode_can_be_fitted(tiny_folder, tmp_path, picture):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    with torch.inference_mode():
+        codec = hvcompress.load_model(tmp_path / "copy", device="cpu")
+    assert codec.encode(picture, 50, effort=2).seconds["fit"] > 0
+
+
+def test_padding_does_not_count(tiny, photo):
+    """A picture of 65 x 65 is coded as one of 128 x 128: three quarters of that are of no concern."""
+    image = torch.zeros(1, 3, 128, 128)
+    image[..., :65, :65] = torch.from_numpy(photo[:65, :65] / 255.0).permute(2, 0, 1)
+    quality, offsets = torch.tensor([50]), torch.zeros(1, LAYERS, dtype=torch.long)
+    soft = Parts(tiny._encoder, relaxed(tiny._topdown), tiny._synthesis, tiny._tables)
+
+    def outcome(size):
+        return evaluate(soft, image, quality, offsets, noise=None, weight_exponent=0.0, size=size)
+
+    with torch.no_grad():
+        whole, part = outcome(None), outcome((65, 65))
+        output = descend_with(soft, image, quality)
+    assert torch.allclose(part.rates, whole.rates * 128**2 / 65**2)
+    assert torch.allclose(part.mse, (output - image)[..., :65, :65].square().mean(), rtol=1e-4)
+    assert not torch.allclose(part.mse, whole.mse, rtol=1e-2)
+
+
+def descend_with(parts, image, quality):
+    """What the model makes of an image, its latents rounded."""
+    features = parts.encoder(image, quality)
+    levels = quality[:, None].expand(1, LAYERS)
+
+    def choose(prior):
+        stride = parts.topdown.config.latents[prior.layer].stride
+        mean = parts.encoder.posteriors[prior.layer](prior.feature, features[stride], quality)
+        return dequantize(prior, torch.floor((mean - prior.mean) / prior.step + 0.5), parts.topdown.snap)
+
+    return parts.synthesis(descend(parts.topdown.walk(levels, *image.shape[-2:]), choose), quality)
 
 
 def test_effort_repeats_itself_and_respects_betas(tiny, picture):
@@ -70,24 +119,19 @@ def test_effort_repeats_itself_and_respects_betas(tiny, picture):
 
 def test_steps_double_with_every_level():
     assert [effort.steps_of(level) for level in range(1, 10)] == [0, 8, 16, 32, 64, 128, 256, 512, 1024]
-    for wrong in (0, 10, 2.5, "3", None, True):
+    for wrong in (0, 10, 2.5, 3.0, "3", None, True):
         with pytest.raises(UsageError, match="effort must be a whole number from 1 to 9"):
             effort.steps_of(wrong)
 
 
 def test_windows_of_a_large_picture():
-    image = torch.arange(1024 * 2048, dtype=torch.float32).reshape(1, 1, 1024, 2048)
     generator = np.random.Generator(np.random.PCG64(0))
-    corners = set()
-    for _ in range(300):
-        window = effort._window(image, generator)
-        assert window.shape[-2:] == effort.WINDOW
-        top, left = divmod(int(window[0, 0, 0, 0]), 2048)
-        assert top % 64 == 0 and left % 64 == 0
-        corners.add((top, left))
-    assert {top for top, _ in corners} == set(range(0, 1024 - 512 + 1, 64))
-    assert {left for _, left in corners} == set(range(0, 2048 - 768 + 1, 64))
-    assert effort._window(image[:, :, :64, :128], generator).shape[-2:] == (64, 128)
+    windows = {effort._window(1024, 2048, generator) for _ in range(2000)}
+    corners = {(top, left) for top in range(0, 1024 - 512 + 1, 64) for left in range(0, 2048 - 768 + 1, 64)}
+    assert windows == {(top, left, 512, 768) for top, left in corners}
+    assert effort._window(768, 512, generator) == (0, 0, 768, 512)  # all of an upright picture of that size
+    assert effort._window(64, 128, generator) == (0, 0, 64, 128)
+    assert effort._window(64, 6400, generator)[2:] == (64, 768)
 
 
 def test_the_relaxed_path_has_the_values_of_the_exact_one(tiny):

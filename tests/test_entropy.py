@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from hvcompress.entropy import SYMBOL_LIMIT, TOTAL, LayerCoder, Tables, gaussian_tables, reach_of
+from hvcompress.entropy import SYMBOL_LIMIT, TOTAL, LayerCoder, Tables, _shortest, gaussian_tables, reach_of
 from hvcompress.errors import FormatError
 from hvcompress.scales import SCALE_LEVELS, scale
 
@@ -77,6 +77,25 @@ def test_no_shorter_stream_says_the_same():
                     pass
         lengths, information = lengths + 8 * len(coded), information + CODER.bits(symbols, indices)
     assert 0 < lengths - information < 300 * 8  # on average under a byte more than the information
+
+
+def test_the_shortest_number_of_an_interval():
+    """Any number of the interval will do; the fewest bytes, and of those the smallest, are written."""
+    generator = np.random.Generator(np.random.PCG64(4))
+    for _ in range(2000):
+        width = 1 + int(generator.integers(0, 1 << 62)) >> int(generator.integers(0, 30))
+        lower = int(generator.integers(0, 1 << 62))
+        first = (7 << 64) + lower
+        sealed = (first + width - 1).to_bytes(12, "big")
+        written = _shortest(sealed, 1, lower, width)
+        value = int.from_bytes(written.ljust(12, b"\0"), "big")
+        assert first <= value < first + width
+        unit = 1 << 8 * (12 - len(written))
+        assert value - unit < first  # the smallest of its length
+        assert -(-first // (unit << 8)) * (unit << 8) >= first + width  # nothing shorter
+    # The words before grew by a carry when the encoder chose its point: the interval begins before the carry.
+    assert _shortest(bytes.fromhex("0000000800000000"), 1, 2**64 - 5, 2**33) == b"\0\0\0\x08"
+    assert _shortest(b"", 0, 0, 2**64 - 1) == b""
 
 
 def test_random_bytes_never_crash():

@@ -18,7 +18,7 @@ from hvcompress.image_io import read_picture
 from hvcompress.training import objective
 from hvcompress.training.data import Crops, to_unit
 from hvcompress.training.export import export
-from hvcompress.training.muon import orthogonalise
+from hvcompress.training.muon import Muon, orthogonalise
 from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step, validate
 
 RECIPE = """
@@ -194,3 +194,19 @@ def test_orthogonalise(shape):
     torch.manual_seed(0)
     singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
     assert 0.5 < singular.min() and singular.max() < 1.5
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_of_muon(layout):
+    """From rest: the update is the orthogonalised gradient, whatever the memory layout and the company."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(6, 4, 3, 3).contiguous(memory_format=layout)) for _ in range(2)]
+    weights.append(torch.nn.Parameter(torch.randn(8, 4, 1, 1)))
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    Muon(weights, lr=0.01, momentum=0.9).step()
+    for weight, was in zip(weights, before, strict=True):
+        matrix = weight.grad.flatten(1)
+        expected = orthogonalise(matrix[None])[0] * 0.01 * 0.2 * max(matrix.shape) ** 0.5
+        assert torch.allclose(was - weight, expected.view_as(was), atol=1e-5)

@@ -14,7 +14,7 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .container import FileInfo, read_info
@@ -69,16 +69,20 @@ def encode(
     model: str | os.PathLike | None = None,
     device: str = "auto",
     verify: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Compress an image to the bytes of an .hvci file.
 
     image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
     quality: 0 (smallest) to 100 (best).
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
-    effort: 1 (fast) to 9 (some minutes per megapixel); more effort makes better files, which decode as fast.
+    effort: 1 (a fraction of a second per picture) to 9 (minutes). Above 1 the encoder is first fitted to the picture;
+        files get better for their size, and decode as fast.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
-    verify: decode the result and compare it with what was meant (costs about one decoding).
+    verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case above
+        effort 1.
+    progress: above effort 1, called with the steps of fitting done, from 0, and how many there are.
 
     Raises subclasses of HvcompressError: InputError, LimitError, UsageError, ModelError, DeviceError, MismatchError.
     """
@@ -88,7 +92,8 @@ def encode(
 
     picture = read_picture(image)
     offsets = None if beta is None else [offset_of(value) for value in beta]
-    return load(model, device).encode(picture, quality, offsets, effort=effort, verify=verify).data
+    codec = load(model, device)
+    return codec.encode(picture, quality, offsets, effort=effort, verify=verify, progress=progress).data
 
 
 def decode(data: bytes, *, model: str | os.PathLike | None = None, device: str = "auto") -> PIL.Image.Image:

@@ -27,9 +27,10 @@ from .entropy import SYMBOL_LIMIT, LayerCoder
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
+from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import MAX_STRIDE, Encoder, Prior, dequantize, descend, scale_of
-from .quality import LEVELS, MAX_OFFSET, beta_of, lambda_of, layer_qualities
+from .quality import LEVELS, MAX_OFFSET, lambda_of, layer_qualities
 from .scales import SCALE_LEVELS
 
 
@@ -45,13 +46,15 @@ class Encoded:
 def lagrangian(picture: Picture, encoded: Encoded) -> float:
     """What training minimises, of a real file: sum_l beta_l R_l + lambda * MSE, in bits per pixel.
 
-    R_l are the bytes of the layers, the squared error is that of the decoded pixels on the 0..255 scale.
+    R_l are the bytes of the layers, beta_l = lambda / lambda(quality of layer l), the squared error is that of the
+    decoded pixels on the 0..255 scale. encoded: verified, so that its picture is known.
     """
     parsed = container.parse(encoded.data)
-    error = picture.pixels.astype(np.float64) - encoded.picture.pixels
-    rate = sum(beta_of(o) * 8 * len(s) for o, s in zip(parsed.header.offsets, parsed.streams, strict=True))
-    pixels = picture.pixels.shape[0] * picture.pixels.shape[1]
-    return rate / pixels + lambda_of(parsed.header.quality) * float(np.square(error).mean())
+    height, width = picture.pixels.shape[:2]
+    scale = lambda_of(parsed.header.quality)
+    levels = layer_qualities(parsed.header.quality, parsed.header.offsets)
+    bits = sum(scale / lambda_of(q) * 8 * len(s) for q, s in zip(levels, parsed.streams, strict=True))
+    return bits / (height * width) + scale * mean_squared_error(picture.pixels, encoded.picture.pixels)
 
 
 def _grid_bytes(x: Tensor) -> bytes:
@@ -114,10 +117,11 @@ class Codec:
         """Compress a picture.
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
-        effort: 1 (fast) to 9; above 1 the encoder is first fitted to the picture. The result is never worse by the
-        measure that is minimised, `lagrangian`, than that of effort 1.
-        verify: decode the bytes again, from the bytes alone, and compare the latents.
-        progress: told the steps of fitting done, and how many there are.
+        effort: 1 (fast) to 9; above 1 the encoder is first fitted to the picture. The result is never worse than that
+        of effort 1 by the measure that is minimised, `lagrangian`.
+        verify: decode the bytes again, from the bytes alone, and compare the latents. Above effort 1 that is done in
+        any case, since the decoded picture is needed.
+        progress: told the steps of fitting done, from 0, and how many there are.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
         offsets, quality, steps = self._check(quality, offsets), int(quality), steps_of(effort)
@@ -127,7 +131,8 @@ class Codec:
             return plain
         began = time.perf_counter()
         parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-        encoder = fit_encoder(parts, self._to_tensor(picture.pixels), quality, offsets, steps, progress)
+        image = self._to_tensor(picture.pixels)
+        encoder = fit_encoder(parts, image, picture.pixels.shape[:2], quality, offsets, steps, progress)
         fitting = time.perf_counter() - began
         fitted = self._encode_with(encoder, picture, quality, offsets, True)
         best = min(plain, fitted, key=lambda encoded: lagrangian(picture, encoded))
@@ -400,7 +405,7 @@ def load_folder(folder: ModelFolder, device: str = "auto") -> Codec:
 
 def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
     key = (str(folder.path.resolve()) + folder.fingerprint, str(picked))
-    with _loading:
+    with _loading, torch.inference_mode(False):  # it is kept, and may be trained from later
         if key not in _loaded:
             parts = load_parts(folder)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -45,26 +46,36 @@ def say(line: str, stream: TextIO | None) -> None:
 
 @contextlib.contextmanager
 def progress_line(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A line on a terminal's standard error that is told how many of how many steps are done, and vanishes at the end.
-
-    Yields None where nobody looks.
+    """A line on a terminal's standard error that is told how many of how many steps are done, from 0, and vanishes at
+    the end. Yields None where nobody looks.
     """
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    watched = False
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error is gone, or closed
+        watched = sys.stderr.isatty()
+    if quiet or not watched:
         yield None
         return
-    began = time.monotonic()
+    room = max(shutil.get_terminal_size().columns - 48, 8)  # for the name: a line that wraps cannot be taken back
+    label = name if len(name) <= room else "..." + name[3 - room :]
+    began = 0.0
+
+    def put(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def update(done: int, total: int) -> None:
-        left = (time.monotonic() - began) / done * (total - done)
+        nonlocal began
+        if done == 0:
+            began = time.monotonic()
         bar = "=" * (20 * done // total)
-        with contextlib.suppress(OSError):
-            print(f"\r{name}  [{bar:20}] {done}/{total}  {left:.0f} s left ", end="\x1b[K", file=sys.stderr, flush=True)
+        left = f"{(time.monotonic() - began) / done * (total - done):.0f} s left" if done else ""
+        put(f"{label}  [{bar:20}] {done}/{total}  {left}")
 
     try:
         yield update
     finally:
-        with contextlib.suppress(OSError):
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if began:
+            put("")
 
 
 def complain(error: BaseException, name: str = "") -> int:

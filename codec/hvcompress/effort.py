@@ -25,23 +25,23 @@ from .training.precision import autocast
 LEVELS = range(1, 10)
 LEARNING_RATE = 1e-4  # of Adam, at its peak
 WARMUP = 5  # steps
-WINDOW = (512, 768)  # pixels, height and width, of what one step sees of a larger picture
+WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees of a larger picture
 
 
 def steps_of(effort: int) -> int:
     """Training steps of an effort level 1..9: none, then 8, doubled with every level. Raises UsageError."""
-    if isinstance(effort, bool) or effort not in LEVELS:
+    if not isinstance(effort, (int, np.integer)) or isinstance(effort, bool) or effort not in LEVELS:
         raise UsageError(f"effort must be a whole number from {LEVELS[0]} to {LEVELS[-1]}, not {effort!r}")
-    return 0 if effort == 1 else 2 ** (effort + 1)
+    return 0 if effort == 1 else 2 ** (int(effort) + 1)
 
 
-def _window(image: Tensor, generator: np.random.Generator) -> Tensor:
-    """(1, 3, H, W) -> (1, 3, h, w): a random part of a large picture, on the grid of the coarsest latents."""
-    corner = []
-    for size, limit in zip(image.shape[-2:], WINDOW, strict=True):
-        corner.append(MAX_STRIDE * int(generator.integers(max(size - limit, 0) // MAX_STRIDE + 1)))
-    top, left = corner
-    return image[:, :, top : top + WINDOW[0], left : left + WINDOW[1]]
+def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture, on the grid of the coarsest latents."""
+    limits = WINDOW if height <= width else WINDOW[::-1]
+    sides = [min(size, limit) for size, limit in zip((height, width), limits, strict=True)]
+    free = [size - side for size, side in zip((height, width), sides, strict=True)]
+    top, left = (MAX_STRIDE * int(generator.integers(room // MAX_STRIDE + 1)) for room in free)
+    return top, left, *sides
 
 
 @torch.inference_mode(False)
@@ -49,6 +49,7 @@ def _window(image: Tensor, generator: np.random.Generator) -> Tensor:
 def fit_encoder(
     parts: Parts,
     image: Tensor,
+    size: tuple[int, int],
     quality: int,
     offsets: tuple[int, ...],
     steps: int,
@@ -56,8 +57,8 @@ def fit_encoder(
 ) -> Encoder:
     """A copy of the encoder, trained on one picture.
 
-    parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64.
-    progress: told the steps done, and `steps`, after each.
+    parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64; size: the height
+    and width of it that count, the rest being padding. progress: told the steps done, from 0, and `steps`.
     """
     device = image.device
     image = image.clone()  # the caller's may not be fit for gradients
@@ -66,16 +67,24 @@ def fit_encoder(
     adam = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
     qualities = torch.tensor([quality], device=device)
     layer_offsets = torch.tensor([offsets], device=device)
-    noise = torch.Generator(device).manual_seed(0)  # the same bytes for the same picture
+    noise = torch.Generator(device).manual_seed(0)  # so that a run can be repeated on the same machine
     places = np.random.Generator(np.random.PCG64(0))
     for step in range(steps):
-        window = _window(image, places).contiguous(memory_format=torch.channels_last)
+        if progress is not None:
+            progress(step, steps)
+        top, left, height, width = _window(*image.shape[-2:], places)
+        window = image[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        counts = min(height, size[0] - top), min(width, size[1] - left)
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (1.0 - step / steps)
         with autocast(device):
-            loss = evaluate(student, window, qualities, layer_offsets, noise=noise, weight_exponent=0.0).loss
+            loss = evaluate(
+                student, window, qualities, layer_offsets, noise=noise, weight_exponent=0.0, size=counts
+            ).loss
         adam.zero_grad()
         loss.backward()
         adam.step()
-        if progress is not None:
-            progress(step + 1, steps)
+    if progress is not None:
+        progress(steps, steps)
+    if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
+        return parts.encoder  # nothing was learnt
     return encoder.requires_grad_(False)

@@ -44,13 +44,13 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[tuple[int, int], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 if "momentum" not in self.state[weight]:
                     self.state[weight]["momentum"] = torch.zeros_like(weight)
-                by_shape.setdefault(as_matrix(weight).shape, []).append(weight)
+                by_shape.setdefault((len(weight), weight[0].numel()), []).append(weight)
             for shape, weights in by_shape.items():
                 # One copy from memory to memory per weight: on a CPU these cost more than the products.
                 stacked = torch.empty(len(weights), *shape, dtype=self.precision, device=weights[0].device)

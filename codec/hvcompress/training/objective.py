@@ -4,8 +4,9 @@
 
 R_l is the rate of layer l in bits per pixel, estimated with uniform noise in place of rounding; the reconstruction
 and everything downstream of a latent see it hard-rounded, with a straight-through gradient ("mixed" quantization,
-Minnen & Singh 2020). Only means learn from the noisy rate; scales learn from the hard-rounded symbols
-that they code. The factor lambda^-w keeps high qualities from drowning the low ones.
+Minnen & Singh 2020). Only means learn from the noisy rate, whose noise comes in pairs +u, -u so that its gradient
+varies less; scales learn from the hard-rounded symbols that they code. The factor lambda^-w keeps high qualities
+from drowning the low ones.
 beta_l is not a separate input: layer l runs at its own quality index q_l, and lambda / beta_l is the lambda of q_l,
 so beta_l = lambda(q) / lambda(q_l); see `quality.py`.
 """
@@ -85,13 +86,16 @@ def evaluate(
     *,
     noise: torch.Generator | None,
     weight_exponent: float,
+    size: tuple[int, int] | None = None,
 ) -> Outcome:
     """One pass over a batch. The same function trains, validates, and fits an encoder to a picture (`effort.py`).
 
     image: (B, 3, H, W) in [0, 1]. quality: (B,) int64. offsets: (B, L) int64.
     noise: generator for the rate's noise; None takes the rate of the hard-rounded symbols (validation).
+    size: height and width of the images where the rest, right and below, is padding.
     """
-    pixels = image.shape[-2] * image.shape[-1]
+    height, width = size or image.shape[-2:]
+    pixels = height * width
     qualities = (quality[:, None] - offsets).clamp(0, LEVELS - 1)  # (B, L)
     features = model.encoder(image, quality)
     rates: list[Tensor] = []
@@ -106,15 +110,17 @@ def evaluate(
         if noise is None:
             rate = bits(symbols, prior.scale_index)
         else:
-            sample = residual + (torch.rand(residual.shape, generator=noise, device=residual.device) - 0.5)
+            u = torch.rand(residual.shape, generator=noise, device=residual.device) - 0.5
+            index = prior.scale_index.detach()
+            towards_mean = 0.5 * (bits(residual + u, index) + bits(residual - u, index))
             towards_scale = bits(symbols.detach(), prior.scale_index)
-            rate = bits(sample, prior.scale_index.detach()) + towards_scale - towards_scale.detach()
+            rate = towards_mean + towards_scale - towards_scale.detach()
         rates.append(rate.sum((1, 2, 3)) / pixels)
         return model.topdown.snap(prior.mean.float() + step * symbols)
 
     h = descend(model.topdown.walk(qualities, *image.shape[-2:]), choose)
     output = model.synthesis(h.to(image.dtype), quality).float()
-    mse = (output - image).square().mean((1, 2, 3))  # (B,)
+    mse = (output - image)[:, :, :height, :width].square().mean((1, 2, 3))  # (B,)
     rate = torch.stack(rates, 1)  # (B, L)
     lam = lambdas(quality)
     beta = lam[:, None] / lambdas(qualities)

@@ -10,7 +10,7 @@ import torch
 def fast_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it natively, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     # torch has no public question for this; older releases lack these too, and are content with float32.
     asked = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return torch.bfloat16 if any(supported() for supported in asked) else torch.float32
