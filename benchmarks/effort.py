@@ -9,7 +9,6 @@ mere shift along that curve counts as nothing. Times are ratios to encoding at e
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from hvcompress.codec import Codec, Encoded, lagrangian, load_model  # noqa: E40
 from hvcompress.effort import steps_of  # noqa: E402
 from hvcompress.image_io import Picture, read_picture  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
+from hvcompress.training.data import find_images  # noqa: E402
+from measure import write_rows  # noqa: E402
 
 NEIGHBOUR = 5  # quality steps to either side
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".ppm")
 
 
 def saved(low: tuple[float, float], high: tuple[float, float], point: tuple[float, float]) -> float:
@@ -47,9 +47,9 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
 
     plain = codec.encode(picture, quality)
     below, above = max(quality - NEIGHBOUR, 0), min(quality + NEIGHBOUR, 100)
-    low, high = point(codec.encode(picture, below)), point(codec.encode(picture, above))
+    low, middle, high = point(codec.encode(picture, below)), point(plain), point(codec.encode(picture, above))
     # The neighbours' line, shifted to pass through the plain file: what is left is what effort has gained.
-    bend = saved(low, high, point(plain))
+    bend = saved(low, high, middle)
     rows = []
     for effort in efforts:
         fitted = codec.encode(picture, quality, effort=effort)
@@ -60,8 +60,8 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
                 "effort": effort,
                 "bytes": size,
                 "psnr": round(decibel, 4),
-                "bytes_effort_1": len(plain.data),
-                "psnr_effort_1": round(point(plain)[1], 4),
+                "bytes_effort_1": middle[0],
+                "psnr_effort_1": round(middle[1], 4),
                 "saved": round(1 - (1 - saved(low, high, (size, decibel))) / (1 - bend), 6),
                 "lagrangian": round(lagrangian(picture, fitted) / lagrangian(picture, plain) - 1, 6),
                 "time_ratio": round(sum(fitted.seconds.values()) / sum(plain.seconds.values()), 2),
@@ -96,20 +96,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.limit < 1:
         parser.error("--limit must be at least 1")
-    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = find_images(options.folder)
     if not paths:
         parser.error(f"no pictures in {options.folder}")
     chosen = [paths[i] for i in sorted({int(i) for i in np.linspace(0, len(paths) - 1, options.limit)})]
     codec = load_model(options.model, options.device)
     rows = []
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"model": codec.name, "fingerprint": codec.fingerprint, "device": str(codec.device)})
+    made_with = {"model": codec.name, "fingerprint": codec.fingerprint, "device": str(codec.device)}
     for number, path in enumerate(chosen, 1):
         picture = read_picture(path)
         for quality in options.qualities:
             rows += [{"image": path.name} | row for row in measure(codec, picture, quality, options.efforts)]
-        text = ",\n".join("  " + json.dumps(row) for row in rows)
-        options.out.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding="utf-8")
+        write_rows(options.out, made_with | {"rows": rows})
         print(f"{number}/{len(chosen)} {path.name}", file=sys.stderr, flush=True)
     print(f"model {codec.name}, {len(chosen)} pictures\n" + table(rows, options.efforts, options.qualities))
 

@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
     )
     encode.add_argument(
-        "--effort", type=_effort, default=1, metavar="1..9", help="above 1 the encoder is fitted to the picture (1)"
+        "--effort", type=_effort, default=1, metavar="1..9", help="above 1 fits the encoder to the picture (default: 1)"
     )
     encode.add_argument("--no-verify", action="store_true", help="do not decode the result to check it (effort 1 only)")
 

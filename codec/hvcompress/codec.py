@@ -30,7 +30,7 @@ from .image_io import Picture
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import MAX_STRIDE, Encoder, Prior, dequantize, descend, scale_of
-from .quality import LEVELS, MAX_OFFSET, lambda_of, layer_qualities
+from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .scales import SCALE_LEVELS
 
 
@@ -80,10 +80,6 @@ class LatentHash:
 
     def digest(self) -> bytes:
         return self._digest.digest()
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _padded(size: int) -> int:
@@ -176,13 +172,13 @@ class Codec:
 
     def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
         """The offsets as a tuple. Raises UsageError."""
-        if not _is_whole(quality) or not 0 <= quality < LEVELS:
+        if not is_whole(quality) or not 0 <= quality < LEVELS:
             raise UsageError(f"quality must be a whole number from 0 to {LEVELS - 1}, not {quality!r}")
         if offsets is None:
             return (0,) * self.layers
         if len(offsets) != self.layers:
             raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
-        if not all(_is_whole(offset) and abs(offset) <= MAX_OFFSET for offset in offsets):
+        if not all(is_whole(offset) and abs(offset) <= MAX_OFFSET for offset in offsets):
             raise UsageError(f"a layer's quality offset must be a whole number within +-{MAX_OFFSET}")
         return tuple(map(int, offsets))
 

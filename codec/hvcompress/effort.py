@@ -19,6 +19,7 @@ from .errors import UsageError
 from .exact import relaxed
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
+from .quality import is_whole
 from .training.objective import evaluate
 from .training.precision import autocast
 
@@ -30,7 +31,7 @@ WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees
 
 def steps_of(effort: int) -> int:
     """Training steps of an effort level 1..9: none, then 8, doubled with every level. Raises UsageError."""
-    if not isinstance(effort, (int, np.integer)) or isinstance(effort, bool) or effort not in LEVELS:
+    if not is_whole(effort) or effort not in LEVELS:
         raise UsageError(f"effort must be a whole number from {LEVELS[0]} to {LEVELS[-1]}, not {effort!r}")
     return 0 if effort == 1 else 2 ** (int(effort) + 1)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 from .errors import UsageError
 
@@ -20,6 +21,11 @@ LAMBDA_MIN = 0.0010  # quality 0: about 0.1 bpp on photographs
 LAMBDA_MAX = 0.2500  # quality 100: about 2 bpp
 _LOG_RANGE = math.log(LAMBDA_MAX / LAMBDA_MIN)
 MAX_OFFSET = 40  # |offset| stored in a file; beta between about 1/9 and 9
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, Python's or numpy's; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def lambda_of(quality: float) -> float:
