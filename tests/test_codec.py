@@ -15,6 +15,7 @@ import torch
 import hvcompress
 from hvcompress import codec as codec_module
 from hvcompress import container
+from hvcompress.entropy import path_of
 from hvcompress.errors import (
     DeviceError,
     FormatError,
@@ -204,9 +205,9 @@ def test_unknown_device(tiny_folder, device):
 
 def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
     def liar(*arguments):
-        symbols, indices, digest = type(tiny).analyse(tiny, *arguments)
-        symbols[2] = symbols[2] + 1
-        return symbols, indices, digest
+        levels, indices, digest = type(tiny).analyse(tiny, *arguments)
+        levels[2] = path_of(np.ones(levels[2].shape, np.int16))
+        return levels, indices, digest
 
     monkeypatch.setattr(tiny, "analyse", liar)
     with pytest.raises(MismatchError):
@@ -220,12 +221,12 @@ def test_threads_share_a_model(tiny, photo):
         assert list(pool.map(lambda picture: tiny.encode(picture, 50).data, pictures)) == alone
 
 
-def latents(codec, qualities: torch.Tensor, symbols: list[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
-    """Latents and priors that the exact path derives from given symbols."""
+def latents(codec, qualities: torch.Tensor, levels: list[torch.Tensor], height: int, width: int) -> list[torch.Tensor]:
+    """Latents and priors that the exact path derives from given levels."""
     seen = []
 
     def choose(prior):
-        z = dequantize(prior, symbols[prior.layer], codec._topdown.snap)
+        z = dequantize(prior, levels[prior.layer], codec._topdown.snap)
         seen.extend((prior.scale_index, z))
         return z
 
@@ -237,20 +238,20 @@ def test_batched_alone_and_layouts_give_the_same_bits(tiny):
     torch.manual_seed(0)
     height, width = 128, 192
     qualities = torch.tensor([[20] * 6, [55] * 6, [90, 80, 70, 60, 50, 40]])
-    symbols = [
-        torch.randint(-3, 4, (3, latent.channels, height // latent.stride, width // latent.stride)).double()
+    levels = [
+        torch.randint(-6, 7, (3, latent.channels, height // latent.stride, width // latent.stride)).double()
         for latent in tiny._topdown.config.latents
     ]
-    together = latents(tiny, qualities, symbols, height, width)
+    together = latents(tiny, qualities, levels, height, width)
     for image in range(3):
-        alone = latents(tiny, qualities[image : image + 1], [s[image : image + 1] for s in symbols], height, width)
+        alone = latents(tiny, qualities[image : image + 1], [s[image : image + 1] for s in levels], height, width)
         assert all(torch.equal(a[0], b[image]) for a, b in zip(alone, together, strict=True))
-    strided = [s.contiguous(memory_format=torch.channels_last) for s in symbols]
+    strided = [s.contiguous(memory_format=torch.channels_last) for s in levels]
     assert all(map(torch.equal, latents(tiny, qualities, strided, height, width), together))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert all(map(torch.equal, latents(tiny, qualities, symbols, height, width), together))
+        assert all(map(torch.equal, latents(tiny, qualities, levels, height, width), together))
     finally:
         torch.set_num_threads(threads)
 

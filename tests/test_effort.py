@@ -18,6 +18,7 @@ from hvcompress.image_io import read_picture
 from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
 from hvcompress.training.objective import evaluate
+from hvcompress.trellis import quantize
 
 LAYERS = 6  # of the tiny model
 
@@ -95,14 +96,15 @@ def test_padding_does_not_count(tiny, photo):
 
 
 def descend_with(parts, image, quality):
-    """What the model makes of an image, its latents rounded."""
+    """What the model makes of an image, its latents quantized."""
     features = parts.encoder(image, quality)
     levels = quality[:, None].expand(1, LAYERS)
 
     def choose(prior):
         stride = parts.topdown.config.latents[prior.layer].stride
         mean = parts.encoder.posteriors[prior.layer](prior.feature, features[stride], quality)
-        return dequantize(prior, torch.floor((mean - prior.mean) / prior.step + 0.5), parts.topdown.snap)
+        chosen, _ = quantize((mean - prior.mean) / prior.step, prior.scale_index)
+        return dequantize(prior, chosen, parts.topdown.snap)
 
     return parts.synthesis(descend(parts.topdown.walk(levels, *image.shape[-2:]), choose), quality)
 
@@ -143,8 +145,8 @@ def test_the_relaxed_path_has_the_values_of_the_exact_one(tiny):
 
         def choose(prior):
             seen.setdefault(name, []).append((prior.mean.double(), prior.scale_index.double(), prior.step.double()))
-            symbols = torch.randint(-2, 3, prior.mean.shape, generator=draw).to(dtype)
-            return dequantize(prior, symbols, snap)
+            chosen = torch.randint(-4, 5, prior.mean.shape, generator=draw).to(dtype)
+            return dequantize(prior, chosen, snap)
 
         return choose
 

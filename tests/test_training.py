@@ -15,7 +15,7 @@ from PIL import Image
 from hvcompress.codec import load_model
 from hvcompress.errors import InputError, UsageError
 from hvcompress.image_io import read_picture
-from hvcompress.training import objective
+from hvcompress.rate import bits
 from hvcompress.training.data import Crops, to_unit
 from hvcompress.training.export import export
 from hvcompress.training.muon import Muon, orthogonalise
@@ -39,6 +39,8 @@ latents = [
 [training]
 batch = 2
 patch = 64
+anneal_batch = 3
+anneal_patch = 128
 held_out = 2
 warmup = 2
 validate_every = 4
@@ -50,7 +52,7 @@ checkpoint_seconds = 0.0
 def folder(tmp_path_factory):
     """Six small pictures of coloured waves."""
     folder = tmp_path_factory.mktemp("photos")
-    y, x = np.mgrid[0:80, 0:96]
+    y, x = np.mgrid[0:128, 0:144]
     for number in range(6):
         planes = [128 + 100 * np.sin((x * (number + 1) + y * k) / 30) for k in range(3)]
         Image.fromarray(np.stack(planes, 2).astype(np.uint8)).save(folder / f"{number}.png")
@@ -149,6 +151,15 @@ def test_unknown_setting_is_refused(tmp_path):
         read_recipe(path)
 
 
+@pytest.mark.parametrize("setting", ["patch = 100", "anneal_patch = 32"])
+def test_patches_the_network_cannot_take_are_refused(tmp_path, setting):
+    path = tmp_path / "recipe.toml"
+    name = setting.split()[0]
+    path.write_text("\n".join(setting if line.startswith(name + " ") else line for line in RECIPE.splitlines()))
+    with pytest.raises(UsageError, match=f"{name} must be a multiple of 64"):
+        read_recipe(path)
+
+
 def test_empty_folder_is_refused(recipe, tmp_path):
     with pytest.raises(InputError):
         run(recipe, tmp_path, tmp_path / "run", steps=1)
@@ -179,13 +190,13 @@ def test_schedule():
 def test_bits_are_a_probability():
     symbols = torch.arange(-400.0, 401.0)
     for index in (0.0, 20.0, 40.0, 55.5):
-        total = torch.exp2(-objective.bits(symbols, torch.full_like(symbols, index))).sum().item()
+        total = torch.exp2(-bits(symbols, torch.full_like(symbols, index))).sum().item()
         assert total == pytest.approx(1.0, abs=1e-3)
 
 
 def test_bits_gradient_points_inward_at_the_bounds():
     index = torch.tensor([-5.0], requires_grad=True)
-    objective.bits(torch.tensor([3.0]), index).sum().backward()  # a surprise: the scale should grow
+    bits(torch.tensor([3.0]), index).sum().backward()  # a surprise: the scale should grow
     assert index.grad.item() <= 0
 
 

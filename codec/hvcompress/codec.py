@@ -23,7 +23,7 @@ from . import container
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
 from .effort import fit_encoder, steps_of
-from .entropy import SYMBOL_LIMIT, LayerCoder
+from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
@@ -32,6 +32,7 @@ from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import MAX_STRIDE, Encoder, Prior, dequantize, descend, scale_of
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .scales import SCALE_LEVELS
+from .trellis import quantize
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def _grid_bytes(x: Tensor) -> bytes:
 
 
 def _indices(prior: Prior) -> np.ndarray:
-    """(N,) uint8 scale indices, in raster order, for the range coder."""
-    return prior.scale_index.to(torch.uint8).cpu().numpy().ravel()
+    """(c, h, w) uint8 scale indices, for the range coder."""
+    return prior.scale_index[0].to(torch.uint8).cpu().numpy()
 
 
 class LatentHash:
@@ -141,9 +142,9 @@ class Codec:
         """Compress with the given encoder, which need not be the model's own."""
         height, width = picture.pixels.shape[:2]
         began = time.perf_counter()
-        symbols, indices, latent_hash = self.analyse(picture.pixels, quality, offsets, encoder)
+        layers, indices, latent_hash = self.analyse(picture.pixels, quality, offsets, encoder)
         networked = time.perf_counter() - began
-        streams = tuple(self._coder.encode(s, i) for s, i in zip(symbols, indices, strict=True))
+        streams = tuple(self._coder.encode(levels, i) for levels, i in zip(layers, indices, strict=True))
         coded = time.perf_counter() - began - networked
         chunks = {}
         if picture.icc is not None:
@@ -186,32 +187,32 @@ class Codec:
     def analyse(
         self, pixels: np.ndarray, quality: int, offsets: tuple[int, ...], encoder: Encoder | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray], bytes]:
-        """(H, W, 3) uint8 -> per layer: symbols (N,) int16 and scale indices (N,) uint8; and the latents' SHA-256.
+        """(H, W, 3) uint8 -> per layer: levels (c, h, w) int16 and scale indices (c, h, w) uint8; the latents' SHA-256.
 
         encoder: None is the model's own.
         """
         encoder = self._encoder if encoder is None else encoder
         image = self._to_tensor(pixels)
-        levels = self._levels(quality, offsets)
+        qualities = self._qualities(quality, offsets)
         features = encoder(image, torch.tensor([quality], device=self.device))
-        symbols: list[np.ndarray] = []
+        layers: list[np.ndarray] = []
         indices: list[np.ndarray] = []
         latents = LatentHash()
 
         def choose(prior: Prior) -> Tensor:
             stride = self._topdown.config.latents[prior.layer].stride
             posterior = encoder.posteriors[prior.layer]
-            mean = posterior(prior.feature.float(), features[stride], levels[:, prior.layer])
+            mean = posterior(prior.feature.float(), features[stride], qualities[:, prior.layer])
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-            chosen = torch.round((target - prior.mean) / prior.step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-            symbols.append(chosen.to(torch.int16).cpu().numpy().ravel())
+            levels, _ = quantize((target - prior.mean) / prior.step, prior.scale_index)
+            layers.append(levels[0].to(torch.int16).cpu().numpy())
             indices.append(_indices(prior))
-            z = dequantize(prior, chosen, self._topdown.snap)
+            z = dequantize(prior, levels, self._topdown.snap)
             latents.update(z)
             return z
 
-        descend(self._topdown.walk(levels, *image.shape[-2:]), choose)
-        return symbols, indices, latents.digest()
+        descend(self._topdown.walk(qualities, *image.shape[-2:]), choose)
+        return layers, indices, latents.digest()
 
     # ---------------------------------------------------------------------------------------------- decoding
 
@@ -253,7 +254,7 @@ class Codec:
     def estimated_bits(self, data: bytes) -> list[float]:
         """What the model's tables predict for each layer of a file, in bits, headers not included."""
         bits: list[float] = []
-        self._decode_latents(container.parse(data), lambda s, i: bits.append(self._coder.bits(s, i)))
+        self._decode_latents(container.parse(data), lambda levels, i: bits.append(self._coder.bits(levels, i)))
         return bits
 
     def _decode_latents(
@@ -261,31 +262,30 @@ class Codec:
     ) -> tuple[Tensor, bytes, float]:
         """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds.
 
-        look: shown the symbols and scale indices of every layer.
+        look: shown the levels and scale indices of every layer.
         """
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
         if len(parsed.streams) != self.layers:
             raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
-        levels = self._levels(header.quality, header.offsets)
+        qualities = self._qualities(header.quality, header.offsets)
         latents = LatentHash()
         coder = 0.0
 
         def choose(prior: Prior) -> Tensor:
             nonlocal coder
-            shape = prior.scale_index.shape
             indices = _indices(prior)
             began = time.perf_counter()
-            symbols = self._coder.decode(parsed.streams[prior.layer], indices)
+            levels = self._coder.decode(parsed.streams[prior.layer], indices)
             coder += time.perf_counter() - began
             if look is not None:
-                look(symbols, indices)
-            z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double().view(shape), self._topdown.snap)
+                look(levels, indices)
+            z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
             latents.update(z)
             return z
 
-        h = descend(self._topdown.walk(levels, _padded(header.height), _padded(header.width)), choose)
+        h = descend(self._topdown.walk(qualities, _padded(header.height), _padded(header.width)), choose)
         return h, latents.digest(), coder
 
     @torch.inference_mode()
@@ -293,19 +293,19 @@ class Codec:
         """A picture drawn from the model itself: every latent from its prior. What the model believes pictures are."""
         self._check(quality, None)
         container.check_size(width, height)
-        levels = self._levels(quality, (0,) * self.layers)
+        qualities = self._qualities(quality, (0,) * self.layers)
         generator = np.random.Generator(np.random.PCG64(seed))
 
         def choose(prior: Prior) -> Tensor:
             noise = torch.from_numpy(generator.standard_normal(tuple(prior.mean.shape))).to(self.device)
-            return dequantize(prior, torch.round(noise * scale_of(prior.scale_index)), self._topdown.snap)
+            return dequantize(prior, torch.round(2 * noise * scale_of(prior.scale_index)), self._topdown.snap)
 
-        h = descend(self._topdown.walk(levels, _padded(height), _padded(width)), choose)
+        h = descend(self._topdown.walk(qualities, _padded(height), _padded(width)), choose)
         return Picture(np.ascontiguousarray(self._synthesise(h, quality)[:height, :width]))
 
     # ---------------------------------------------------------------------------------------------- helpers
 
-    def _levels(self, quality: int, offsets: Sequence[int]) -> Tensor:
+    def _qualities(self, quality: int, offsets: Sequence[int]) -> Tensor:
         """(1, L) quality index of every layer."""
         return torch.tensor([layer_qualities(quality, offsets)], device=self.device)
 
@@ -331,31 +331,35 @@ class Codec:
     def self_test(self) -> str:
         """Hex digest of the exact path's answer to fixed symbols, and of the coder's to that. The same everywhere."""
         digest = hashlib.sha256()
-        every = np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 8)  # each table, at least once
-        digest.update(
-            self._coder.encode(np.tile(np.array([0, 1, -1, 2, 0, -3, 40, -600], np.int16), SCALE_LEVELS), every)
-        )
         generator = np.random.Generator(np.random.PCG64(2026))
-        levels = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
 
-        def choose(prior: Prior) -> Tensor:
-            shape = tuple(prior.scale_index.shape)
+        def draw(shape: tuple[int, int, int]) -> np.ndarray:
             # Mostly small, a few large: clamps and escapes are exercised as well.
-            symbols = (generator.integers(-2, 3, shape) * (1 + 200 * (generator.integers(0, 50, shape) == 0))).astype(
-                np.int16
-            )
-            indices = _indices(prior)
-            coded = self._coder.encode(symbols.ravel(), indices)
-            if not np.array_equal(self._coder.decode(coded, indices), symbols.ravel()):
+            small, large = generator.integers(-2, 3, shape), generator.integers(0, 50, shape) == 0
+            return path_of(small * (1 + 600 * large))
+
+        def there_and_back(indices: np.ndarray) -> np.ndarray:
+            levels = draw(indices.shape)
+            coded = self._coder.encode(levels, indices)
+            if not np.array_equal(self._coder.decode(coded, indices), levels):
                 raise DeviceError("the range coder does not return what it was given")
             digest.update(coded)
             digest.update(indices.tobytes())
-            z = dequantize(prior, torch.from_numpy(symbols).to(self.device).double(), self._topdown.snap)
+            return levels
+
+        # Each table, for odd and even symbols.
+        there_and_back(np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 64).reshape(SCALE_LEVELS, 8, 8))
+
+        def choose(prior: Prior) -> Tensor:
+            levels = there_and_back(_indices(prior))
+            z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
             digest.update(_grid_bytes(z))
             return z
 
-        h = descend(self._topdown.walk(levels, 64, 128), choose)
-        digest.update(_grid_bytes(h))
+        for quality in (10, 90):
+            qualities = torch.tensor([[quality] * self.layers], device=self.device)
+            h = descend(self._topdown.walk(qualities, 64, 128), choose)
+            digest.update(_grid_bytes(h))
         return digest.hexdigest()
 
 

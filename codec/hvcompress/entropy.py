@@ -1,8 +1,10 @@
-"""Range coding of quantized latents: one integer frequency table per scale index, symbols grouped by index.
+"""Range coding of quantized latents with integer frequency tables, one per scale index and quantizer.
 
-The order of coding within a layer is part of the format: scale indices ascending; within an index, positions in
-raster order (channel, row, column); after all groups, the escaped values in the same order. Grouping lets one table
-serve a whole run of symbols, several times faster than a model per symbol.
+A symbol's table depends on the state of the trellis (`trellis.py`), and that on the parities of the symbols before it
+in its lane. So a layer is coded in two passes. First the parities, step by step along the lanes, all lanes at once,
+each as a binary symbol. Then, when all tables are known, what remains of the symbols, grouped by parity and table. The
+order of coding is part of the format, see `docs/format.md`. Grouping lets one table serve a whole run of symbols,
+several times faster than a model per symbol.
 """
 
 from __future__ import annotations
@@ -14,19 +16,22 @@ import numpy as np
 
 from .errors import FormatError
 from .scales import SCALE_LEVELS, scale
+from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, positions_of
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
-SYMBOL_LIMIT = 32767  # symbols are int16; -32768 stays unused
 TAIL = 6.0  # tables reach this many standard deviations
+TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
+
+_NEXT = np.array(NEXT, np.uint8).ravel()  # [2 * state + parity]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Per scale index k: frequencies of the symbols -reach[k]..reach[k] and, last, of the escape; they sum to TOTAL."""
+    """Per table: frequencies of the symbols k = -reach..reach and, last, of the escape; they sum to TOTAL."""
 
-    reach: np.ndarray  # (SCALE_LEVELS,) int32
-    frequencies: tuple[np.ndarray, ...]  # SCALE_LEVELS arrays (2 * reach + 2,) int32
+    reach: np.ndarray  # (SCALE_LEVELS,) int32, the same for both quantizers
+    frequencies: tuple[np.ndarray, ...]  # TABLES arrays (2 * reach + 2,) int32
 
 
 def _normalise(weights: np.ndarray, escape: float) -> np.ndarray:
@@ -39,32 +44,70 @@ def _normalise(weights: np.ndarray, escape: float) -> np.ndarray:
 
 
 def reach_of(index: int) -> int:
-    """Largest magnitude that a new table of a scale index holds without an escape. A model stores the result."""
+    """Largest magnitude of k that a new table of a scale index holds without an escape. A model stores the result."""
     return max(2, math.ceil(TAIL * scale(index)))
 
 
-def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float = 2000.0) -> Tables:
-    """Tables of Gaussians integrated over one step, optionally blended with what a trained model really produces.
+def _edges(quantizer: int, reach: int) -> list[float]:
+    """Where the intervals of |k| = 0..reach end, in steps; as `trellis.level_bits` has them."""
+    return [k + 0.5 if quantizer == 0 else max(float(k), ZERO_EDGE) for k in range(reach + 1)]
 
-    histogram: per scale index, counts (2 * reach + 2,) of the symbols seen and, last, of those beyond the reach; the
+
+def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float = 2000.0) -> Tables:
+    """Tables of Gaussians integrated over a symbol's interval, optionally blended with what a model really produces.
+
+    histogram: per table, counts (2 * reach + 2,) of the symbols seen and, last, of those beyond the reach; the
     Gaussian counts as `confidence` further symbols.
     """
-    reaches, tables = [], []
-    for k in range(SCALE_LEVELS):
-        deviation = scale(k)
-        reach = reach_of(k)
-        edges = np.array([math.erf((i - 0.5) / deviation / math.sqrt(2)) for i in range(-reach, reach + 2)])
-        mass = np.maximum(np.diff(edges) / 2, 0)
+    tables = []
+    for table in range(TABLES):
+        quantizer, index = divmod(table, SCALE_LEVELS)
+        below = [math.erf(edge / scale(index) / math.sqrt(2)) for edge in _edges(quantizer, reach_of(index))]
+        tail = np.maximum(np.diff(below) / 2, 0)  # of k = 1..reach
+        mass = np.concatenate((tail[::-1], below[:1], tail))
         escape = max(0.0, 1.0 - mass.sum())
         if histogram is not None:
-            seen, beyond = histogram[k][:-1], histogram[k][-1]
+            seen, beyond = histogram[table][:-1], histogram[table][-1]
             seen = (seen + seen[::-1]) / 2  # symmetric by construction of the prior
             total = seen.sum() + beyond + confidence
             mass = (seen + confidence * mass) / total
             escape = (beyond + confidence * escape) / total
-        reaches.append(reach)
         tables.append(_normalise(mass, escape))
-    return Tables(np.array(reaches, np.int32), tuple(tables))
+    return Tables(np.array([reach_of(index) for index in range(SCALE_LEVELS)], np.int32), tuple(tables))
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """How a layer of a shape (c, h, w) is split into lanes."""
+
+    shape: tuple[int, int, int]
+
+    @property
+    def _size(self) -> int:
+        return positions_of(self.shape[0])
+
+    @property
+    def _positions(self) -> int:
+        return self.shape[1] * self.shape[2]
+
+    def split(self, layer: np.ndarray) -> np.ndarray:
+        """(c, h, w) -> (T, n): T steps of n lanes; the end of the last lane may be filled up with zeros."""
+        channels, size = self.shape[0], self._size
+        count = -(-self._positions // size)
+        flat = np.zeros((channels, count * size), layer.dtype)
+        flat[:, : self._positions] = layer.reshape(channels, -1)
+        return flat.reshape(channels, count, size).transpose(2, 0, 1).reshape(size * channels, count)
+
+    def join(self, lanes: np.ndarray) -> np.ndarray:
+        """Inverse of `split`."""
+        channels = self.shape[0]
+        flat = lanes.reshape(self._size, channels, -1).transpose(1, 2, 0).reshape(channels, -1)
+        return np.ascontiguousarray(flat[:, : self._positions]).reshape(self.shape)
+
+    def active(self) -> list[int]:
+        """How many lanes, the first ones, have a symbol at each of the T steps."""
+        size = self._size
+        return [-(-(self._positions - place) // size) for place in range(size) for _ in range(self.shape[0])]
 
 
 def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
@@ -87,7 +130,7 @@ def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
 
 
 class LayerCoder:
-    """Codes layers of symbols with given tables. Stateless between calls; safe to share between threads."""
+    """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it."""
 
     def __init__(self, tables: Tables):
         import constriction
@@ -95,29 +138,67 @@ class LayerCoder:
         self.tables = tables
         self._queue = constriction.stream.queue
         # perfect=False: a fixed rule from frequencies to the coder's integers, in plain IEEE arithmetic.
-        self._models = [
-            constriction.stream.model.Categorical(f.astype(np.float64) / TOTAL, perfect=False)
-            for f in tables.frequencies
-        ]
+        self._parity = constriction.stream.model.Bernoulli(perfect=False)
+        self._odd = np.empty(TABLES)  # share of the odd symbols; of the escaped ones one half
+        self._models = [None] * (2 * TABLES)  # [TABLES * parity + table]
+        for table, frequencies in enumerate(tables.frequencies):
+            first = int(tables.reach[table % SCALE_LEVELS]) & 1  # of the even symbols
+            even, odd = frequencies[first:-1:2], frequencies[1 - first : -1 : 2]
+            for parity, part in enumerate((even, odd)):
+                weights = np.append(part, frequencies[-1] / 2)  # float64, their sums exact
+                self._odd[table] = weights.sum() / TOTAL  # the odd ones come last
+                self._models[TABLES * parity + table] = constriction.stream.model.Categorical(
+                    weights / weights.sum(), perfect=False
+                )
         self._raw = constriction.stream.model.Uniform(1 << 16)
 
-    def _groups(self, indices: np.ndarray):
-        """Yields (scale index, its positions), ascending."""
-        order = np.argsort(indices, kind="stable")
-        counts = np.bincount(indices, minlength=SCALE_LEVELS)
+    def _groups(self, keys: np.ndarray):
+        """keys (N,) uint8 = TABLES * parity + table. Yields (key, its positions, reach, smallest symbol), ascending."""
+        order = np.argsort(keys, kind="stable")
+        counts = np.bincount(keys, minlength=2 * TABLES)
         ends = np.cumsum(counts)
-        for k in np.flatnonzero(counts):
-            yield int(k), order[ends[k] - counts[k] : ends[k]]
+        for key in map(int, np.flatnonzero(counts)):
+            reach = int(self.tables.reach[key % SCALE_LEVELS])
+            smallest = -reach + ((reach ^ key // TABLES) & 1)
+            yield key, order[ends[key] - counts[key] : ends[key]], reach, smallest
 
-    def encode(self, symbols: np.ndarray, indices: np.ndarray) -> bytes:
-        """symbols (N,) int16 within +-SYMBOL_LIMIT, indices (N,) uint8 below SCALE_LEVELS -> the fewest bytes."""
+    def _keyed(self, levels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Symbols k (N,) and their keys (N,), in the order of the lanes' steps.
+
+        Raises ValueError where the levels are not a path of the trellis, or out of range.
+        """
+        lanes = _Lanes(levels.shape)
+        split = lanes.split(levels).astype(np.int32)
+        symbols = np.sign(split) * ((np.abs(split) + 1) >> 1)  # (T, n)
+        parities = (symbols & 1).astype(np.uint8)
+        states = np.empty_like(parities)
+        state = np.zeros(parities.shape[1], np.uint8)
+        for step, parity in enumerate(parities):
+            states[step] = state
+            state = _NEXT[2 * state + parity]
+        quantizers = states & 1
+        if not np.array_equal(2 * symbols - np.sign(symbols) * quantizers, split):
+            raise ValueError("these levels are not a path of the trellis")
+        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
+            raise ValueError("a level is out of range")
+        keys = (parities << 7) + (quantizers << 6) + lanes.split(indices)
+        active = np.arange(keys.shape[1]) < np.array(lanes.active())[:, None]
+        return symbols[active], keys[active]
+
+    def encode(self, levels: np.ndarray, indices: np.ndarray) -> bytes:
+        """Levels (c, h, w) int16, and scale indices (c, h, w) uint8 below SCALE_LEVELS -> the fewest bytes.
+
+        Raises ValueError where the levels are not a path of the trellis, or out of range.
+        """
+        symbols, keys = self._keyed(levels, indices)
         encoder = self._queue.RangeEncoder()
+        encoder.encode((keys >> 7).astype(np.int32), self._parity, self._odd[keys & 127])
         escaped = []
-        for k, positions in self._groups(indices):
-            reach = int(self.tables.reach[k])
-            values = symbols[positions].astype(np.int32)
+        for key, positions, reach, smallest in self._groups(keys):
+            values = symbols[positions]
             outside = np.abs(values) > reach
-            encoder.encode(np.where(outside, 2 * reach + 1, values + reach).astype(np.int32), self._models[k])
+            escape = len(range(smallest, reach + 1, 2))
+            encoder.encode(np.where(outside, escape, (values - smallest) >> 1).astype(np.int32), self._models[key])
             if outside.any():
                 escaped.append(values[outside])
         if escaped:
@@ -126,15 +207,26 @@ class LayerCoder:
         return _shortest(encoder.get_compressed().astype(">u4").tobytes(), position, lower, width)
 
     def decode(self, data: bytes, indices: np.ndarray) -> np.ndarray:
-        """Inverse of `encode`: (N,) int16. Raises FormatError where the bytes cannot be a layer."""
+        """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        symbols = np.empty(indices.shape, np.int32)
+        lanes = _Lanes(indices.shape)
+        keys = lanes.split(indices)  # (T, n) scale indices, to which quantizer and parity are added
+        active = lanes.active()
+        state = np.zeros(keys.shape[1], np.uint8)
         escaped = []
         try:
-            for k, positions in self._groups(indices):
-                reach = int(self.tables.reach[k])
-                values = decoder.decode(self._models[k], len(positions)) - reach
+            for row, count in zip(keys, active, strict=True):
+                now, key = state[:count], row[:count]
+                key += (now & 1) << 6
+                parity = decoder.decode(self._parity, self._odd[key]).astype(np.uint8)
+                key += parity << 7
+                state[:count] = _NEXT[2 * now + parity]
+            present = np.arange(keys.shape[1]) < np.array(active)[:, None]
+            flat = keys[present]
+            symbols = np.empty(flat.shape, np.int32)
+            for key, positions, reach, smallest in self._groups(flat):
+                values = smallest + 2 * decoder.decode(self._models[key], len(positions))
                 symbols[positions] = values
                 outside = positions[values > reach]
                 if len(outside):
@@ -142,19 +234,46 @@ class LayerCoder:
             if escaped:
                 places = np.concatenate(escaped)
                 symbols[places] = decoder.decode(self._raw, len(places)) - (1 << 15)
-        except (AssertionError, ValueError, KeyError) as error:
+        except AssertionError as error:  # constriction's
             raise FormatError("a layer's bytes are damaged") from error
-        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
+        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT or ((symbols & 1) != flat >> 7).any():
             raise FormatError("a layer's bytes are damaged")
-        return symbols.astype(np.int16)
+        levels = np.zeros(keys.shape, np.int16)
+        levels[present] = 2 * symbols - np.sign(symbols) * ((flat >> 6) & 1)
+        return lanes.join(levels)
 
-    def bits(self, symbols: np.ndarray, indices: np.ndarray) -> float:
+    def bits(self, levels: np.ndarray, indices: np.ndarray) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
-        total = 0.0
-        for k, positions in self._groups(indices):
-            reach = int(self.tables.reach[k])
-            values = symbols[positions].astype(np.int32)
+        symbols, keys = self._keyed(levels, indices)
+        odd = self._odd[keys & 127]
+        total = -np.log2(np.where(keys >> 7, odd, 1.0 - odd)).sum()
+        for key, positions, reach, smallest in self._groups(keys):
+            frequencies = self.tables.frequencies[key & 127]
+            part = np.append(frequencies[smallest + reach : -1 : 2], frequencies[-1] / 2)
+            values = symbols[positions]
             outside = np.abs(values) > reach
-            slots = np.where(outside, 2 * reach + 1, values + reach)
-            total -= np.log2(self.tables.frequencies[k][slots] / TOTAL).sum() - 16.0 * outside.sum()
+            slots = np.where(outside, len(part) - 1, (values - smallest) >> 1)
+            total -= np.log2(part[slots] / part.sum()).sum() - 16.0 * outside.sum()
         return float(total)
+
+    def count(self, levels: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+        """Per table, how often each symbol, and last those beyond the reach, was seen: for `gaussian_tables`."""
+        symbols, keys = self._keyed(levels, indices)
+        counts = [np.zeros(len(frequencies), np.int64) for frequencies in self.tables.frequencies]
+        for key, positions, reach, _ in self._groups(keys):
+            values = symbols[positions]
+            slots = np.where(np.abs(values) <= reach, values + reach, 2 * reach + 1)
+            counts[key & 127] += np.bincount(slots, minlength=2 * reach + 2)
+        return counts
+
+
+def path_of(symbols: np.ndarray) -> np.ndarray:
+    """The levels (c, h, w) int16 that a trellis makes of symbols k (c, h, w)."""
+    lanes = _Lanes(symbols.shape)
+    split = lanes.split(symbols).astype(np.int32)
+    levels = np.empty_like(split)
+    state = np.zeros(split.shape[1], np.uint8)
+    for step, k in enumerate(split):
+        levels[step] = 2 * k - np.sign(k) * (state & 1)
+        state = _NEXT[2 * state + (k & 1).astype(np.uint8)]
+    return lanes.join(levels.astype(np.int16))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-3"
+DEFAULT_MODEL = "photo-4"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 
@@ -123,14 +123,14 @@ def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
 
 
 def split_tables(reach: Tensor, flat: Tensor) -> Tables:
-    """(SCALE_LEVELS,) int32 reaches and (n,) int32 frequencies of all scale indices, one after another -> Tables."""
+    """(SCALE_LEVELS,) int32 reaches and (n,) int32 frequencies of all tables, one after another -> Tables."""
     import numpy as np
 
-    from .entropy import TOTAL, Tables
+    from .entropy import TABLES, TOTAL, Tables
     from .scales import SCALE_LEVELS
 
     reaches, values = reach.numpy(), flat.numpy()
-    sizes = 2 * reaches.astype(np.int64) + 2
+    sizes = np.tile(2 * reaches.astype(np.int64) + 2, TABLES // SCALE_LEVELS)
     if reaches.shape != (SCALE_LEVELS,) or reaches.min() < 1 or values.shape != (sizes.sum(),):
         raise ModelError("the model's frequency tables have the wrong size")
     frequencies = tuple(np.split(values, np.cumsum(sizes)[:-1]))

@@ -4,7 +4,7 @@
     TopDown visits the latents z_1 (coarsest) .. z_L (finest):
         prior      p(z_l | z_<l): mean, scale, step        from the top-down feature h
         posterior  q(z_l | z_<l, x): mean                  from h and the encoder's feature
-        z_l = mean_p + step * round((mean_q - mean_p) / step)
+        z_l = mean_p + step * level / 2, with levels that quantize (mean_q - mean_p) / step (`trellis.py`)
         h   = h + project(z_l), then the residual blocks of the next layer
     Synthesis turns the last h into pixels.
 
@@ -30,7 +30,7 @@ from .exact import ExactConv2d, QualityTable, Snap, round_half_up
 from .quality import LAMBDA_MAX, LAMBDA_MIN
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
-ARCHITECTURE = 2  # counted up when a network of the same sizes comes to compute something else
+ARCHITECTURE = 3  # counted up when a network of the same sizes, or a level, comes to mean something else
 MAX_STRIDE = 64
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
@@ -390,9 +390,9 @@ def descend(walk: Generator[Prior, Tensor, Tensor], choose: Callable[[Prior], Te
         return stop.value
 
 
-def dequantize(prior: Prior, symbols: Tensor, snap: nn.Module) -> Tensor:
-    """z = mean + step * symbols, on the grid. symbols: (B, c, H/s, W/s), integers in the prior's dtype."""
-    return snap(prior.mean + prior.step * symbols)
+def dequantize(prior: Prior, levels: Tensor, snap: nn.Module) -> Tensor:
+    """z = mean + step * level / 2, on the grid. levels: (B, c, H/s, W/s), integers in the prior's dtype."""
+    return snap(prior.mean + prior.step * (0.5 * levels))
 
 
 def scale_of(scale_index: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ def card(config: dict, notes: str) -> str:
     trained, rows = config["trained"], config["held_out"]
     layers = config["network"]["latents"]
     numbered = list(enumerate(layers, 1))
-    origin = f", continuing from {trained['continued_from']}" if trained.get("continued_from") else ""
+    origin = f" more, from {trained['continued_from']}," if trained.get("continued_from") else ""
     lines = [
         f"# {config['name']}",
         "",
         f"{config['parameters'] / 1e6:.2f} M parameters; fingerprint `{config['fingerprint']}`.",
         "",
-        f"Trained for {trained['steps']:,} steps{origin} ({trained['of_these_annealing']:,} of them annealing) of "
-        f"{trained['batch']} crops of {trained['patch']} px from {trained['photographs']:,} photographs, "
-        f"{trained['hours']:.2f} hours of computing, finished {trained['date']}. Made by the `recipe.toml` here:",
+        f"Trained for {trained['steps']:,} steps{origin} of {trained['batch']} crops of {trained['patch']} px, the "
+        f"last {trained['of_these_annealing']:,} of {trained['anneal_batch']} of {trained['anneal_patch']} px while "
+        f"the learning rate fell to zero, from {trained['photographs']:,} photographs; {trained['hours']:.2f} hours of "
+        f"computing, finished {trained['date']}. Made by the `recipe.toml` here:",
         "",
         f"    python -m hvcompress.training recipe.toml --data DIR --out RUN "
         f"--steps {trained['steps'] - trained['of_these_annealing']}",
@@ -30,7 +31,7 @@ def card(config: dict, notes: str) -> str:
         "",
         f"## On {config['held_out_pictures']} held-out photographs",
         "",
-        "Estimated rate of rounded latents (plain rounding, Gaussian tables), 256 px centre crops of the photographs "
+        "Estimated rate of quantized latents (Gaussian tables), 256 px centre crops of the photographs "
         "at 0.6 of their size. The grid's cost is the change of bits + lambda x squared error by moving the top-down "
         "path to fixed point, as a share of the rate.",
         "",

@@ -52,7 +52,11 @@ def load(path: Path, min_side: int, downscale: tuple[float, float], seed: int) -
 
 
 class Crops:
-    """Random square crops of photographs held in memory."""
+    """Random square crops of photographs held in memory, which are drawn in proportion to their areas.
+
+    So large photographs count for more than small ones, which are mostly thumbnails: sharper, pixel for pixel, than
+    what a camera writes.
+    """
 
     def __init__(self, paths: list[Path], patch: int, downscale: tuple[float, float], seed: int):
         self.patch, self.seed = patch, seed
@@ -61,13 +65,15 @@ class Crops:
             self.images = [image for image in loaded if image is not None]
         if not self.images:
             raise InputError(f"no image of at least {patch} px on each side among {len(paths)} files")
+        areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
+        self.shares = areas / areas.sum()
 
     def batch(self, step: int, size: int) -> Tensor:
         """(size, 3, patch, patch) uint8, channels last in memory: a function of the seed and `step` alone."""
         rng = np.random.default_rng([self.seed, 1, step])
         patch = self.patch
         out = np.empty((size, patch, patch, 3), np.uint8)
-        for row, index in enumerate(rng.integers(len(self.images), size=size)):
+        for row, index in enumerate(rng.choice(len(self.images), size=size, p=self.shares)):
             image = self.images[index]
             y = rng.integers(image.shape[0] - patch + 1)
             x = rng.integers(image.shape[1] - patch + 1)

@@ -24,13 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..codec import Codec
-from ..entropy import Tables, gaussian_tables, reach_of
+from ..entropy import LayerCoder, Tables, gaussian_tables
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
 from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
 from ..network import ARCHITECTURE, Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS, lambda_of
-from ..scales import SCALE_LEVELS
 from . import data
 from .card import card
 from .trainer import Recipe, read_recipe, validate
@@ -51,16 +50,13 @@ def tensors_of(model: HierarchicalVAE, tables: Tables) -> dict[str, Tensor]:
 
 def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
-    histogram = [np.zeros(2 * reach_of(k) + 2) for k in range(SCALE_LEVELS)]
+    coder = LayerCoder(gaussian_tables())
+    histogram: list[np.ndarray] | None = None
     for number in range(FIT_CROPS):
         image = crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy()
-        symbols, indices, _ = codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers)
-        for s, i in zip(symbols, indices, strict=True):
-            for k in np.unique(i):
-                reach = reach_of(k)
-                values = s[i == k].astype(np.int64)
-                slots = np.where(np.abs(values) <= reach, values + reach, 2 * reach + 1)
-                histogram[k] += np.bincount(slots, minlength=2 * reach + 2)
+        quality = number * (LEVELS - 1) // (FIT_CROPS - 1)
+        for counts in map(coder.count, *codec.analyse(image, quality, (0,) * codec.layers)[:2]):
+            histogram = counts if histogram is None else [a + b for a, b in zip(histogram, counts, strict=True)]
     return gaussian_tables(histogram)
 
 
@@ -131,6 +127,8 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
             "of_these_annealing": state["decay_steps"],
             "batch": recipe.batch,
             "patch": recipe.patch,
+            "anneal_batch": recipe.anneal_batch,
+            "anneal_patch": recipe.anneal_patch,
             "photographs": len(training),
             "hours": round(state["seconds"] / 3600, 2),
             "date": str(date.today()),

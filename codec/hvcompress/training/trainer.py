@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from ..model import find_model
-from ..network import Config, HierarchicalVAE, count_parameters
+from ..network import MAX_STRIDE, Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS
 from . import data, objective
 from .klt import start_as_klt
@@ -50,7 +50,9 @@ class Recipe:
     start: str = ""  # name or folder of a model to continue from; empty: the principal axes of photographs
     seed: int = 1
     batch: int = 8
-    patch: int = 256
+    patch: int = 256  # pixels on each side
+    anneal_batch: int = 4  # the annealing branch sees fewer, larger patches: whole pictures have few borders
+    anneal_patch: int = 384
     downscale: tuple[float, float] = (0.6, 1.0)  # range of the factor by which photographs are shrunk
     held_out: int = 40  # photographs kept for validation
     muon_lr: float = 1.2e-3
@@ -76,7 +78,11 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(f"{path}: unknown settings: {', '.join(sorted(unknown))}")
     if "downscale" in training:
         training["downscale"] = tuple(training["downscale"])
-    return Recipe(model=Config.from_dict(values["model"]), **training)
+    recipe = Recipe(model=Config.from_dict(values["model"]), **training)
+    for name in ("patch", "anneal_patch"):
+        if getattr(recipe, name) % MAX_STRIDE:
+            raise UsageError(f"{path}: {name} must be a multiple of {MAX_STRIDE}")
+    return recipe
 
 
 def learning_rate(step: int, warmup: int, decay_start: int | None, decay_steps: int) -> float:
@@ -160,15 +166,15 @@ def resumed(recipe: Recipe, checkpoint: Path, device: torch.device) -> Run:
     return run
 
 
-def draw(recipe: Recipe, layers: int, step: int) -> tuple[Tensor, Tensor]:
-    """Qualities (B,) and offsets (B, L) of one step, a function of seed and step alone."""
+def draw(recipe: Recipe, batch: int, layers: int, step: int) -> tuple[Tensor, Tensor]:
+    """Qualities (B,) and offsets (B, L) of one step, a function of seed, batch and step alone."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     # Stratified: every batch covers the whole quality range evenly.
-    places = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+    places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
     quality = (places * LEVELS).long().clamp(0, LEVELS - 1)
     r = recipe.offset_range
-    offsets = torch.randint(-r, r + 1, (recipe.batch, layers), generator=generator)
-    plain = torch.rand(recipe.batch, 1, generator=generator) >= recipe.offset_share
+    offsets = torch.randint(-r, r + 1, (batch, layers), generator=generator)
+    plain = torch.rand(batch, 1, generator=generator) >= recipe.offset_share
     return quality, offsets.masked_fill(plain, 0)
 
 
@@ -176,7 +182,7 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
     """One optimizer step on a batch (B, 3, H, W)."""
     device = image.device
     layers = len(recipe.model.latents)
-    quality, offsets = (t.to(device) for t in draw(recipe, layers, run.step))
+    quality, offsets = (t.to(device) for t in draw(recipe, len(image), layers, run.step))
     factor = learning_rate(run.step, recipe.warmup, run.decay_start, run.decay_steps)
     run.muon.param_groups[0]["lr"] = recipe.muon_lr * factor
     run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
@@ -204,7 +210,7 @@ VALIDATION_QUALITIES = (5, 20, 35, 50, 65, 80, 95)
 
 @torch.no_grad()
 def validate(model: HierarchicalVAE, images: Tensor, recipe: Recipe, batch: int = 8) -> list[dict[str, float]]:
-    """Rate and PSNR of hard-rounded latents on held-out photographs (N, 3, P, P), for a few qualities."""
+    """Rate and PSNR of quantized latents on held-out photographs (N, 3, P, P), for a few qualities."""
     layers = len(recipe.model.latents)
     rows = []
     for level in VALIDATION_QUALITIES:
@@ -305,7 +311,8 @@ def train(
     training, held_out = data.split(data.find_images(folder), recipe.held_out)
     if not training:
         raise InputError(f"no images for training in {folder}")
-    crops = data.Crops(training, recipe.patch, recipe.downscale, recipe.seed)
+    batch, patch = (recipe.batch, recipe.patch) if anneal is None else (recipe.anneal_batch, recipe.anneal_patch)
+    crops = data.Crops(training, patch, recipe.downscale, recipe.seed)
     run, where = prepare(recipe, crops, out, device, anneal)
     kept = where / "recipe.toml"
     if kept.exists() and read_recipe(kept) != recipe:
@@ -320,7 +327,7 @@ def train(
     live = sys.stderr.isatty()
     mean: dict[str, float] = {}
     saved = time.monotonic()
-    with stop_requests() as stop, closing(crops.batches(run.step, recipe.batch)) as batches:
+    with stop_requests() as stop, closing(crops.batches(run.step, batch)) as batches:
         while (end is None or run.step < end) and not stop.is_set():
             began = time.monotonic()
             noise.manual_seed(recipe.seed * 7_000_003 + run.step)

@@ -1,0 +1,128 @@
+"""Trellis-coded quantization: its search is optimal, its paths are those of the coder, and it is worth it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hvcompress import trellis
+from hvcompress.entropy import path_of
+from hvcompress.scales import LOG_SCALE_STEP, SCALE_MIN
+from hvcompress.trellis import NEXT, WEIGHT, level_bits, quantize, symbols_of
+
+
+def index_of(deviation: float) -> float:
+    return (math.log(deviation) - math.log(SCALE_MIN)) / LOG_SCALE_STEP
+
+
+def test_every_state_is_entered_from_two_by_different_symbols():
+    """What the search assumes: two ways into each state, and no parity twice from the same quantizer."""
+    ways = [(to, state, parity) for state in range(8) for parity, to in enumerate(NEXT[state])]
+    for target in range(8):
+        entering = [(state & 1, parity) for to, state, parity in ways if to == target]
+        assert len(entering) == 2 and len(set(entering)) == 2
+
+
+def cost(residual: torch.Tensor, levels: torch.Tensor, shifted: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return (WEIGHT * (residual - levels / 2) ** 2 + level_bits(levels, shifted, index)).sum()
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
+def test_the_search_finds_the_best_of_all_paths(deviation):
+    """Against every sequence of symbols near the residual, for one short lane."""
+    generator = torch.Generator().manual_seed(1)
+    residual = deviation * torch.randn(1, 4, 1, 1, generator=generator)
+    index = torch.full_like(residual, index_of(deviation))
+    levels, shifted = quantize(residual, index)
+    found = cost(residual, levels, shifted, index)
+    choices = [sorted({0, *range(math.floor(r) - 1, math.floor(r) + 4)}) for r in residual.flatten().tolist()]
+    best = math.inf
+    for symbols in itertools.product(*choices):
+        state, values, moved = 0, [], []
+        for k in symbols:
+            values.append(2 * k - (k > 0) * (state & 1) + (k < 0) * (state & 1))
+            moved.append(bool(state & 1))
+            state = NEXT[state][k & 1]
+        path = torch.tensor(values, dtype=torch.float32).view(residual.shape)
+        best = min(best, cost(residual, path, torch.tensor(moved).view(residual.shape), index).item())
+    assert found.item() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 4, 6), (1, 48, 3, 5), (3, 16, 1, 1), (1, 1, 30, 40), (2, 200, 2, 2)])
+def test_levels_are_paths_of_the_coder(shape):
+    generator = torch.Generator().manual_seed(2)
+    residual = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    levels, shifted = quantize(residual, torch.full(shape, 30.0))
+    assert levels.dtype == residual.dtype and levels.shape == shifted.shape == residual.shape
+    for image in levels:
+        symbols = symbols_of(image).numpy().astype(np.int16)
+        assert np.array_equal(path_of(symbols), image.numpy().astype(np.int16))
+    assert (levels / 2 - residual).abs().max() < 1.2
+
+
+def test_many_lanes_are_searched_as_few(monkeypatch):
+    """In chunks or all at once, alone or in a batch."""
+    generator = torch.Generator().manual_seed(3)
+    residual = torch.randn(3, 24, 16, 20, generator=generator)
+    index = 60 * torch.rand(residual.shape, generator=generator)
+    levels, shifted = quantize(residual, index)
+    monkeypatch.setattr(trellis, "CHUNK", 7)
+    assert torch.equal(quantize(residual, index)[0], levels)
+    assert torch.equal(quantize(residual[1:2], index[1:2])[1], shifted[1:2])
+
+
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 6.0])
+def test_less_error_at_the_same_rate(deviation):
+    """Against rounding: at least 0.9 dB, rates being the entropies of the symbols, given the quantizer."""
+    generator = torch.Generator().manual_seed(4)
+    residual = deviation * torch.randn(1, 32, 48, 64, generator=generator)
+    levels, shifted = quantize(residual, torch.full_like(residual, index_of(deviation)))
+
+    def entropy(symbols: torch.Tensor) -> float:
+        share = symbols.unique(return_counts=True)[1] / symbols.numel()
+        return -(share * share.log2()).sum().item()
+
+    def decibels(error: torch.Tensor) -> float:
+        return 10 * math.log10(error.square().mean().item())
+
+    symbols = symbols_of(levels)
+    coded = sum(entropy(symbols[where]) * where.float().mean().item() for where in (shifted, ~shifted))
+    rounded = torch.round(residual)
+    gain = decibels(residual - rounded) - decibels(residual - levels / 2)
+    assert gain - 20 * math.log10(2) * (coded - entropy(rounded)) > 0.9
+    # The rate that the network is trained with is near that.
+    assert level_bits(levels, shifted, torch.full_like(residual, index_of(deviation))).mean().item() == pytest.approx(
+        coded, rel=0.06
+    )
+
+
+@pytest.mark.parametrize("quantizer", [0, 1])
+def test_bits_of_levels_are_a_probability(quantizer):
+    k = torch.arange(-400.0, 401.0)
+    levels = 2 * k - torch.sign(k) * quantizer
+    for index in (0.0, 20.0, 40.0, 55.5):
+        bits = level_bits(levels, torch.full_like(k, quantizer, dtype=torch.bool), torch.full_like(k, index))
+        assert torch.exp2(-bits).sum().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_huge_residuals_stay_within_the_format():
+    residual = torch.tensor([1e9, -1e9, 0.0, 40000.0, math.inf, -math.inf, math.nan, 0.0]).view(1, 8, 1, 1)
+    levels, _ = quantize(residual, torch.zeros_like(residual))
+    symbols = symbols_of(levels[0])
+    assert symbols.abs().max() <= trellis.SYMBOL_LIMIT
+    assert np.array_equal(path_of(symbols.numpy().astype(np.int16)), levels[0].numpy().astype(np.int16))
+
+
+def test_a_residual_of_zero_may_steer_the_state():
+    """Its level need not be zero; then it must count as odd like any other."""
+    generator = torch.Generator().manual_seed(5)
+    residual = 8 * torch.randn(1, 16, 32, 32, generator=generator)
+    residual[torch.rand(residual.shape, generator=generator) < 0.5] = 0.0
+    levels, _ = quantize(residual, torch.full_like(residual, index_of(6.0)))
+    assert (levels[residual == 0] != 0).any()
+    symbols = symbols_of(levels[0]).numpy().astype(np.int16)
+    assert np.array_equal(path_of(symbols), levels[0].numpy().astype(np.int16))
