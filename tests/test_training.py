@@ -89,7 +89,7 @@ def test_resumes_to_the_step_then_anneals_and_exports(recipe, folder, tmp_path):
 
     export(branch, "waves", folder, tmp_path / "waves", "## Data\n\nWaves.")
     card = (tmp_path / "waves" / "CARD.md").read_text()
-    assert "Trained for 12 steps" in card and card.endswith("Waves.\n")
+    assert "Trained for 12 steps of 2 crops of 64 px, the last 4 of 3 of 128 px" in card and card.endswith("Waves.\n")
     with pytest.raises(InputError):
         export(branch, "waves", folder, tmp_path / "waves")
     codec = load_model(tmp_path / "waves", "cpu")
@@ -126,7 +126,7 @@ def test_continues_from_an_exported_model(recipe, folder, tmp_path):
     export(branch / "anneal-6-2", "waves", folder, tmp_path / "waves")
     settings = replace(read_recipe(recipe), start=str(tmp_path / "waves"))
     crops = Crops(sorted(folder.iterdir()), 64, (1.0, 1.0), 0)
-    images = to_unit(crops.batch(0, 4), torch.device("cpu"))
+    images = to_unit(crops.batch(0, 32), torch.device("cpu"))
     original = start(read_recipe(recipe), crops, torch.device("cpu"))
     original.load(branch / "anneal-6-2" / "checkpoint.pt")
     expected = validate(original.average, images, settings)
@@ -134,7 +134,7 @@ def test_continues_from_an_exported_model(recipe, folder, tmp_path):
     for config in (settings.model, deeper):
         state = start(replace(settings, model=config), crops, torch.device("cpu"))
         for row, wanted in zip(validate(state.average, images, settings), expected, strict=True):
-            assert row["psnr"] == pytest.approx(wanted["psnr"], abs=0.3)  # a path may turn on a trifle
+            assert row["psnr"] == pytest.approx(wanted["psnr"], abs=0.1)
             assert row["bpp"] == pytest.approx(wanted["bpp"], rel=0.03)
     wider = replace(settings.model, widths={**settings.model.widths, 16: 32})
     *coarser, finest = settings.model.latents

@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .errors import FormatError
 from .scales import SCALE_LEVELS, scale
-from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, positions_of
+from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, from_lanes, positions_of, to_lanes
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
@@ -76,38 +77,41 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     return Tables(np.array([reach_of(index) for index in range(SCALE_LEVELS)], np.int32), tuple(tables))
 
 
-@dataclass(frozen=True)
-class _Lanes:
-    """How a layer of a shape (c, h, w) is split into lanes."""
+def _split(layer: np.ndarray) -> np.ndarray:
+    """(c, h, w) -> (T, n), a copy: T steps of n lanes, the end of the last lane filled up with zeros."""
+    return to_lanes(torch.from_numpy(layer)[None]).numpy().copy()
 
-    shape: tuple[int, int, int]
 
-    @property
-    def _size(self) -> int:
-        return positions_of(self.shape[0])
+def _join(lanes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Inverse of `_split`."""
+    return from_lanes(torch.from_numpy(lanes), (1, *shape))[0].numpy()
 
-    @property
-    def _positions(self) -> int:
-        return self.shape[1] * self.shape[2]
 
-    def split(self, layer: np.ndarray) -> np.ndarray:
-        """(c, h, w) -> (T, n): T steps of n lanes; the end of the last lane may be filled up with zeros."""
-        channels, size = self.shape[0], self._size
-        count = -(-self._positions // size)
-        flat = np.zeros((channels, count * size), layer.dtype)
-        flat[:, : self._positions] = layer.reshape(channels, -1)
-        return flat.reshape(channels, count, size).transpose(2, 0, 1).reshape(size * channels, count)
+def _active(shape: tuple[int, int, int]) -> np.ndarray:
+    """(T,) how many lanes, the first ones, have a symbol at each step."""
+    channels, positions, size = shape[0], shape[1] * shape[2], positions_of(shape[0])
+    return np.repeat(-(-(positions - np.arange(size)) // size), channels)
 
-    def join(self, lanes: np.ndarray) -> np.ndarray:
-        """Inverse of `split`."""
-        channels = self.shape[0]
-        flat = lanes.reshape(self._size, channels, -1).transpose(1, 2, 0).reshape(channels, -1)
-        return np.ascontiguousarray(flat[:, : self._positions]).reshape(self.shape)
 
-    def active(self) -> list[int]:
-        """How many lanes, the first ones, have a symbol at each of the T steps."""
-        size = self._size
-        return [-(-(self._positions - place) // size) for place in range(size) for _ in range(self.shape[0])]
+def _present(active: np.ndarray, count: int) -> np.ndarray:
+    """(T, n) bool: which of `count` lanes have a symbol at each step."""
+    return np.arange(count) < active[:, None]
+
+
+def _quantizers(symbols: np.ndarray) -> np.ndarray:
+    """(T, n) symbols k -> (T, n) uint8: which quantizer is in force for each."""
+    parities = (symbols & 1).astype(np.uint8)
+    states = np.empty_like(parities)
+    state = np.zeros(parities.shape[1], np.uint8)
+    for step, parity in enumerate(parities):
+        states[step] = state
+        state = _NEXT[2 * state + parity]
+    return states & 1
+
+
+def _levels(symbols: np.ndarray, quantizers: np.ndarray) -> np.ndarray:
+    """Levels, in half steps, of symbols k."""
+    return 2 * symbols - np.sign(symbols) * quantizers
 
 
 def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
@@ -139,17 +143,16 @@ class LayerCoder:
         self._queue = constriction.stream.queue
         # perfect=False: a fixed rule from frequencies to the coder's integers, in plain IEEE arithmetic.
         self._parity = constriction.stream.model.Bernoulli(perfect=False)
-        self._odd = np.empty(TABLES)  # share of the odd symbols; of the escaped ones one half
-        self._models = [None] * (2 * TABLES)  # [TABLES * parity + table]
-        for table, frequencies in enumerate(tables.frequencies):
-            first = int(tables.reach[table % SCALE_LEVELS]) & 1  # of the even symbols
-            even, odd = frequencies[first:-1:2], frequencies[1 - first : -1 : 2]
-            for parity, part in enumerate((even, odd)):
-                weights = np.append(part, frequencies[-1] / 2)  # float64, their sums exact
-                self._odd[table] = weights.sum() / TOTAL  # the odd ones come last
-                self._models[TABLES * parity + table] = constriction.stream.model.Categorical(
-                    weights / weights.sum(), perfect=False
-                )
+        self._weights: list[np.ndarray] = []  # [TABLES * parity + table]: of the symbols of a parity, and of the escape
+        for parity in (0, 1):
+            for table, frequencies in enumerate(tables.frequencies):
+                reach = int(tables.reach[table % SCALE_LEVELS])
+                # Half of the escaped symbols count as odd. The numbers are float64, their sums exact.
+                self._weights.append(np.append(frequencies[(reach ^ parity) & 1 : -1 : 2], frequencies[-1] / 2))
+        self._odd = np.array([weights.sum() / TOTAL for weights in self._weights[TABLES:]])  # share of the odd symbols
+        self._models = [
+            constriction.stream.model.Categorical(weights / weights.sum(), perfect=False) for weights in self._weights
+        ]
         self._raw = constriction.stream.model.Uniform(1 << 16)
 
     def _groups(self, keys: np.ndarray):
@@ -167,23 +170,22 @@ class LayerCoder:
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
         """
-        lanes = _Lanes(levels.shape)
-        split = lanes.split(levels).astype(np.int32)
+        split = _split(levels).astype(np.int32)
         symbols = np.sign(split) * ((np.abs(split) + 1) >> 1)  # (T, n)
-        parities = (symbols & 1).astype(np.uint8)
-        states = np.empty_like(parities)
-        state = np.zeros(parities.shape[1], np.uint8)
-        for step, parity in enumerate(parities):
-            states[step] = state
-            state = _NEXT[2 * state + parity]
-        quantizers = states & 1
-        if not np.array_equal(2 * symbols - np.sign(symbols) * quantizers, split):
+        quantizers = _quantizers(symbols)
+        if not np.array_equal(_levels(symbols, quantizers), split):
             raise ValueError("these levels are not a path of the trellis")
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
             raise ValueError("a level is out of range")
-        keys = (parities << 7) + (quantizers << 6) + lanes.split(indices)
-        active = np.arange(keys.shape[1]) < np.array(lanes.active())[:, None]
-        return symbols[active], keys[active]
+        keys = ((symbols & 1).astype(np.uint8) << 7) + (quantizers << 6) + _split(indices)
+        present = _present(_active(levels.shape), keys.shape[1])
+        return symbols[present], keys[present]
+
+    @staticmethod
+    def _slots(values: np.ndarray, reach: int, smallest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places of a group's symbols in its weights, and which of them are escaped."""
+        outside = np.abs(values) > reach
+        return np.where(outside, (reach - smallest) // 2 + 1, (values - smallest) >> 1).astype(np.int32), outside
 
     def encode(self, levels: np.ndarray, indices: np.ndarray) -> bytes:
         """Levels (c, h, w) int16, and scale indices (c, h, w) uint8 below SCALE_LEVELS -> the fewest bytes.
@@ -196,9 +198,8 @@ class LayerCoder:
         escaped = []
         for key, positions, reach, smallest in self._groups(keys):
             values = symbols[positions]
-            outside = np.abs(values) > reach
-            escape = len(range(smallest, reach + 1, 2))
-            encoder.encode(np.where(outside, escape, (values - smallest) >> 1).astype(np.int32), self._models[key])
+            slots, outside = self._slots(values, reach, smallest)
+            encoder.encode(slots, self._models[key])
             if outside.any():
                 escaped.append(values[outside])
         if escaped:
@@ -210,9 +211,9 @@ class LayerCoder:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        lanes = _Lanes(indices.shape)
-        keys = lanes.split(indices)  # (T, n) scale indices, to which quantizer and parity are added
-        active = lanes.active()
+        keys = _split(indices)  # (T, n) scale indices, to which quantizer and parity are added
+        active = _active(indices.shape)
+        present = _present(active, keys.shape[1])
         state = np.zeros(keys.shape[1], np.uint8)
         escaped = []
         try:
@@ -222,7 +223,6 @@ class LayerCoder:
                 parity = decoder.decode(self._parity, self._odd[key]).astype(np.uint8)
                 key += parity << 7
                 state[:count] = _NEXT[2 * now + parity]
-            present = np.arange(keys.shape[1]) < np.array(active)[:, None]
             flat = keys[present]
             symbols = np.empty(flat.shape, np.int32)
             for key, positions, reach, smallest in self._groups(flat):
@@ -239,8 +239,8 @@ class LayerCoder:
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT or ((symbols & 1) != flat >> 7).any():
             raise FormatError("a layer's bytes are damaged")
         levels = np.zeros(keys.shape, np.int16)
-        levels[present] = 2 * symbols - np.sign(symbols) * ((flat >> 6) & 1)
-        return lanes.join(levels)
+        levels[present] = _levels(symbols, (flat >> 6) & 1)
+        return _join(levels, indices.shape)
 
     def bits(self, levels: np.ndarray, indices: np.ndarray) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
@@ -248,12 +248,9 @@ class LayerCoder:
         odd = self._odd[keys & 127]
         total = -np.log2(np.where(keys >> 7, odd, 1.0 - odd)).sum()
         for key, positions, reach, smallest in self._groups(keys):
-            frequencies = self.tables.frequencies[key & 127]
-            part = np.append(frequencies[smallest + reach : -1 : 2], frequencies[-1] / 2)
-            values = symbols[positions]
-            outside = np.abs(values) > reach
-            slots = np.where(outside, len(part) - 1, (values - smallest) >> 1)
-            total -= np.log2(part[slots] / part.sum()).sum() - 16.0 * outside.sum()
+            weights = self._weights[key]
+            slots, outside = self._slots(symbols[positions], reach, smallest)
+            total -= np.log2(weights[slots] / weights.sum()).sum() - 16.0 * outside.sum()
         return float(total)
 
     def count(self, levels: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
@@ -269,11 +266,5 @@ class LayerCoder:
 
 def path_of(symbols: np.ndarray) -> np.ndarray:
     """The levels (c, h, w) int16 that a trellis makes of symbols k (c, h, w)."""
-    lanes = _Lanes(symbols.shape)
-    split = lanes.split(symbols).astype(np.int32)
-    levels = np.empty_like(split)
-    state = np.zeros(split.shape[1], np.uint8)
-    for step, k in enumerate(split):
-        levels[step] = 2 * k - np.sign(k) * (state & 1)
-        state = _NEXT[2 * state + (k & 1).astype(np.uint8)]
-    return lanes.join(levels.astype(np.int16))
+    split = _split(symbols).astype(np.int32)
+    return _join(_levels(split, _quantizers(split)).astype(np.int16), symbols.shape)

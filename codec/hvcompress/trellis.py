@@ -43,19 +43,21 @@ def positions_of(channels: int) -> int:
     return max(1, LENGTH // channels)
 
 
-def _lanes(x: Tensor) -> Tensor:
+def to_lanes(layer: Tensor) -> Tensor:
     """(B, c, h, w) -> (symbols of a lane, lanes); the last lane of an image is filled up with zeros."""
-    batch, channels, height, width = x.shape
+    batch, channels, height, width = layer.shape
     size = positions_of(channels)
-    flat = F.pad(x.reshape(batch, channels, height * width), (0, -(height * width) % size))
-    return flat.view(batch, channels, -1, size).permute(3, 1, 0, 2).reshape(size * channels, -1)
+    count = -(-height * width // size)
+    flat = F.pad(layer.reshape(batch, channels, height * width), (0, count * size - height * width))
+    return flat.view(batch, channels, count, size).permute(3, 1, 0, 2).reshape(size * channels, batch * count)
 
 
-def _layer(lanes: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `_lanes`."""
+def from_lanes(lanes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of `to_lanes`."""
     batch, channels, height, width = shape
     size = positions_of(channels)
-    flat = lanes.view(size, channels, batch, -1).permute(2, 1, 3, 0).reshape(batch, channels, -1)
+    count = -(-height * width // size)
+    flat = lanes.view(size, channels, batch, count).permute(2, 1, 3, 0).reshape(batch, channels, count * size)
     return flat[:, :, : height * width].reshape(shape)
 
 
@@ -70,8 +72,8 @@ def level_bits(levels: Tensor, shifted: Tensor, scale_index: Tensor) -> Tensor:
     levels: in half steps. shifted: where quantizer 1 is in force. All of the same shape.
     """
     k = symbols_of(levels.float()).abs()
-    low = torch.where(shifted, torch.where(k < 2, torch.where(k < 1, -ZERO_EDGE, ZERO_EDGE), k - 1), k - 0.5)
-    high = torch.where(shifted, torch.where(k < 1, ZERO_EDGE, k), k + 0.5)
+    low = torch.where(shifted, torch.where(k < 1, -ZERO_EDGE, (k - 1).clamp_min(ZERO_EDGE)), k - 0.5)
+    high = torch.where(shifted, k.clamp_min(ZERO_EDGE), k + 0.5)
     return interval_bits(low, high, scale_index)
 
 
@@ -85,8 +87,8 @@ def quantize(residual: Tensor, scale_index: Tensor) -> tuple[Tensor, Tensor]:
     levels, in half steps, in the type of the residual, and (bool) where quantizer 1 was in force.
     """
     limit = SYMBOL_LIMIT - 2.0
-    signed = _lanes(residual.float().nan_to_num(0.0, limit, -limit).clamp(-limit, limit))
-    index = _lanes(scale_index.float())
+    signed = to_lanes(residual.float().nan_to_num(0.0, limit, -limit).clamp(-limit, limit))
+    index = to_lanes(scale_index.float())
     levels, shifted = torch.empty_like(signed), torch.empty_like(signed, dtype=torch.bool)
     chunk = CHUNK if signed.device.type == "cpu" else max(1, signed.shape[1])
     for first in range(0, signed.shape[1], chunk):
@@ -94,7 +96,7 @@ def quantize(residual: Tensor, scale_index: Tensor) -> tuple[Tensor, Tensor]:
         levels[:, lanes], shifted[:, lanes] = _search(signed[:, lanes].abs(), index[:, lanes])
     # Not sign(signed): a residual of zero may become a level that is not, to steer the state.
     levels = torch.where(signed < 0, -levels, levels)
-    return _layer(levels, residual.shape).to(residual.dtype), _layer(shifted, residual.shape)
+    return from_lanes(levels, residual.shape).to(residual.dtype), from_lanes(shifted, residual.shape)
 
 
 def _search(size: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
