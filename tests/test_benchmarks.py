@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -23,6 +23,7 @@ import pictures  # noqa: E402
 import rd  # noqa: E402
 import rd_plot  # noqa: E402
 import report  # noqa: E402
+import speed  # noqa: E402
 
 RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
 CURVE = rd.Curve("a", "A", RATES, (27.0, 29.5, 32.5, 35.8, 39.5), (0.90, 0.94, 0.97, 0.985, 0.993))
@@ -265,3 +266,21 @@ def test_complexity_counts_every_multiplication():
     priors_and_projections = sum(3 * 4 * 16 / stride**2 for stride in strides[1:])  # a prior has mean and scale
     assert macs["topdown"] == priors_and_projections + sum(16 * 64 / stride**2 for stride in (64, 32, 16))
     assert macs["synthesis"] == 16 * 64 / 8**2 + 9 * 16 * 48 / 4**2
+
+
+def test_speed_measures_stages_and_throughput(photo, tiny_folder):
+    image = speed.picture(photo, 150, 70)
+    assert image.size == (150, 70)
+    left, right = image.crop((0, 0, 64, 48)), image.crop((64, 0, 128, 48))
+    assert left == measure.read_rgb(photo / "one.png") and right == ImageOps.mirror(left)
+    results = []
+    for codec in (speed.OURS, "WebP, method 4", "JPEG"):
+        (row,) = speed.measure(speed.Task(codec, 150, 70, photo, 1, "cpu", str(tiny_folder)))
+        assert row["bytes"] > 100 and row["encode"] > 0 < row["decode"]
+        results.append({"codec": codec, "width": 150, "height": 70} | speed.medians([row, row]))
+    ours = results[0]
+    assert ours["encode network"] + ours["encode coder"] <= ours["encode"]
+    assert ours["decode network"] + ours["decode coder"] <= ours["decode"]
+    assert len(speed.table(results).splitlines()) == 2 + 3
+    rows = speed.batch(speed.Task(speed.OURS, 64, 64, photo, 1, "cpu", str(tiny_folder)))
+    assert [row["jobs"] for row in rows] == [1, max(2, speed.cores())]

@@ -127,7 +127,7 @@ def test_tables_are_stored_as_integers():
     torch.manual_seed(3)
     table = QualityTable(4, 5, start=torch.randn(5, 4))
     integers = to_integers(table)
-    assert integers[".table"].dtype == torch.int32 and integers[".table"].shape == (101, 4)
+    assert integers["table"].dtype == torch.int32 and integers["table"].shape == (101, 4)
     trained = table(torch.tensor([0, 37, 100]))
     frozen = freeze(table)(torch.tensor([0, 37, 100]))
     assert frozen.shape == (3, 4, 1, 1) and (frozen - trained).abs().max() <= 2.0**-10

@@ -14,7 +14,7 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .container import FileInfo, read_info
@@ -54,7 +54,9 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "decode",
+    "decode_batch",
     "encode",
+    "encode_batch",
     "load_model",
     "read_info",
 ]
@@ -107,6 +109,44 @@ def decode(data: bytes, *, model: str | os.PathLike | None = None, device: str =
 
     data = bytes(data)
     return to_pil(codec_for(data, device, model).decode(data))
+
+
+def encode_batch(
+    images: Iterable[str | os.PathLike | bytes | PIL.Image.Image | np.ndarray],
+    quality: int = 60,
+    *,
+    jobs: int | None = None,
+    beta: Sequence[float] | None = None,
+    effort: int = 1,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    verify: bool = True,
+) -> Iterator[bytes]:
+    """`encode` of many images, several at a time; yields the bytes of each in the order of the images.
+
+    images: taken as they are needed, a few ahead. jobs: how many at a time; None is one per core. While the iterator
+    is running torch's number of threads, a setting of the whole process, is shared out between them.
+
+    Raises what `encode` raises, when it is the turn of the image concerned.
+    """
+    from functools import partial
+
+    from .batch import check_jobs, in_order
+
+    options = {"quality": quality, "beta": beta, "effort": effort, "model": model, "device": device, "verify": verify}
+    return (done.result() for done in in_order(partial(encode, **options), images, check_jobs(jobs)))
+
+
+def decode_batch(
+    files: Iterable[bytes], *, jobs: int | None = None, model: str | os.PathLike | None = None, device: str = "auto"
+) -> Iterator[PIL.Image.Image]:
+    """`decode` of many files, several at a time, in order; otherwise as `encode_batch`."""
+    from functools import partial
+
+    from .batch import check_jobs, in_order
+
+    work = partial(decode, model=model, device=device)
+    return (done.result() for done in in_order(work, files, check_jobs(jobs)))
 
 
 def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:

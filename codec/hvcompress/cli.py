@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
+from .batch import cores, in_order
 from .console import (
     complain,
     debugging,
@@ -34,6 +35,7 @@ from .console import (
 )
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
+from .memory import keep_freed_memory
 from .quality import LEVELS, beta_of, offset_of
 
 if TYPE_CHECKING:
@@ -129,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     for made in (encode, decode):
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        made.add_argument(
+            "-j", "--jobs", type=_jobs, default=1, metavar="N", help="files at a time; 0 is one per core (default: 1)"
+        )
 
     info = command(
         "info",
@@ -169,6 +174,12 @@ def _effort(text: str) -> int:
     if not re.fullmatch("[1-9]", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9, not {text!r}")
     return int(text)
+
+
+def _jobs(text: str) -> int:
+    if not re.fullmatch(r"\d{1,4}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}")
+    return int(text) or cores()
 
 
 def _betas(text: str) -> tuple[int, ...]:
@@ -267,7 +278,12 @@ def _write(job: Job, data: bytes, force: bool) -> None:
 
 
 def _for_each(
-    jobs: list[Job], work: Callable[[Job], list[str] | None], stream: TextIO, quiet: bool, fatal: tuple[type, ...] = ()
+    jobs: list[Job],
+    work: Callable[[Job], list[str] | None],
+    stream: TextIO,
+    quiet: bool,
+    fatal: tuple[type, ...] = (),
+    at_a_time: int = 1,
 ) -> int:
     """Do the work of every job, one line each; a bad input does not stop the others, an error in `fatal` does.
 
@@ -275,9 +291,9 @@ def _for_each(
     """
     first_code = 0
     width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
-    for number, job in enumerate(jobs, 1):
+    for number, (job, done) in enumerate(zip(jobs, in_order(work, jobs, at_a_time), strict=True), 1):
         try:
-            columns = work(job)
+            columns = done.result()
             if columns is None or quiet:
                 continue
             if len(jobs) == 1:
@@ -311,8 +327,9 @@ def encode_command(args: argparse.Namespace) -> int:
         before = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
+        keep_freed_memory()
         codec = load_model(args.model, args.device)
-        with progress_line(shown(job.name), quiet=args.quiet) as progress:
+        with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
             encoded = codec.encode(
                 picture,
                 args.quality,
@@ -331,7 +348,7 @@ def encode_command(args: argparse.Namespace) -> int:
             f"{sum(encoded.seconds.values()):6.2f} s",
         ]
 
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, fatal=(ModelError, DeviceError))
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), min(args.jobs, len(jobs)))
 
 
 def decode_command(args: argparse.Namespace) -> int:
@@ -349,6 +366,7 @@ def decode_command(args: argparse.Namespace) -> int:
         read_info(data)
         from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
 
+        keep_freed_memory()
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
         picture = codec.decode(data)
@@ -358,7 +376,7 @@ def decode_command(args: argparse.Namespace) -> int:
         height, width = picture.pixels.shape[:2]
         return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
 
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, fatal=(DeviceError,))
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), min(args.jobs, len(jobs)))
 
 
 def _report_stream(jobs: list[Job]) -> TextIO:

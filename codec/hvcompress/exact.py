@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .kernels import int8
 from .quality import LEVELS, interpolation
 
 ACTIVATION_BITS = 10
@@ -51,10 +52,11 @@ class ExactConv2d(nn.Conv2d):
     """Stride-1 convolution, 1x1 or 3x3 with zero padding. (B, C_in, H, W) -> (B, C_out, H, W).
 
     When exact it runs as a matrix product over unfolded patches: a convolution routine may choose Winograd or FFT,
-    whose intermediate values leave the grid.
+    whose intermediate values leave the grid. Where a CPU gains by it, a 3x3 convolution is computed in integers.
     """
 
     exact = False
+    byte_weights: int8.ByteWeights | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
@@ -62,6 +64,10 @@ class ExactConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.exact:
             return super().forward(x)
+        # An activation of the limit itself, 2^15 units, is beyond 16 bits.
+        if self.byte_weights is not None and x.device.type == "cpu" and x.max() < ACTIVATION_LIMIT:
+            units = (x * 2.0**ACTIVATION_BITS).to(torch.int16)
+            return int8.convolve(units, self.byte_weights).mul_(2.0**-BIAS_BITS)
         batch, _, height, width = x.shape
         k = self.kernel_size[0]
         patches = x.reshape(batch, -1, height * width) if k == 1 else F.unfold(x, k, padding=k // 2)
@@ -107,6 +113,11 @@ def _on_grid(x: Tensor, bits: int) -> Tensor:
     return round_half_up(x.detach().double() * 2.0**bits).long()
 
 
+def _join(module: str, name: str) -> str:
+    """Full name of a module's parameter; the outermost module has no name."""
+    return f"{module}.{name}" if module else name
+
+
 def to_integers(module: nn.Module) -> dict[str, Tensor]:
     """The grid values of a trained exact path as integers, for storage: weights int16, everything else int32.
 
@@ -123,12 +134,12 @@ def to_integers(module: nn.Module) -> dict[str, Tensor]:
     covered: set[str] = set()
     for name, part in module.named_modules():
         if isinstance(part, ExactConv2d):
-            put(f"{name}.weight", _on_grid(part.weight, WEIGHT_BITS), torch.int16)
-            put(f"{name}.bias", _on_grid(part.bias, BIAS_BITS), torch.int32)
-            covered |= {f"{name}.weight", f"{name}.bias"}
+            put(_join(name, "weight"), _on_grid(part.weight, WEIGHT_BITS), torch.int16)
+            put(_join(name, "bias"), _on_grid(part.bias, BIAS_BITS), torch.int32)
+            covered |= {_join(name, "weight"), _join(name, "bias")}
         elif isinstance(part, QualityTable):
-            put(f"{name}.table", _on_grid(part.table(), TABLE_BITS), torch.int32)
-            covered.add(f"{name}.knots")
+            put(_join(name, "table"), _on_grid(part.table(), TABLE_BITS), torch.int32)
+            covered.add(_join(name, "knots"))
     for name, parameter in module.named_parameters():
         if name not in covered:  # the learned start vector
             put(name, _on_grid(parameter.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT), ACTIVATION_BITS), torch.int32)
@@ -150,13 +161,15 @@ def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
     covered: set[str] = set()
     for name, part in module.named_modules():
         if isinstance(part, ExactConv2d):
-            part.weight.data = take(f"{name}.weight", tuple(part.weight.shape), WEIGHT_BITS, torch.int16)
-            part.bias.data = take(f"{name}.bias", tuple(part.bias.shape), BIAS_BITS)
-            covered |= {f"{name}.weight", f"{name}.bias"}
+            part.weight.data = take(_join(name, "weight"), tuple(part.weight.shape), WEIGHT_BITS, torch.int16)
+            part.bias.data = take(_join(name, "bias"), tuple(part.bias.shape), BIAS_BITS)
+            covered |= {_join(name, "weight"), _join(name, "bias")}
+            if part.kernel_size == (3, 3) and int8.pays():
+                part.byte_weights = int8.split(integers[_join(name, "weight")], integers[_join(name, "bias")])
         elif isinstance(part, QualityTable):
-            table = take(f"{name}.table", (LEVELS, part.channels), TABLE_BITS)
+            table = take(_join(name, "table"), (LEVELS, part.channels), TABLE_BITS)
             part.register_buffer("frozen", table, persistent=False)
-            covered.add(f"{name}.knots")
+            covered.add(_join(name, "knots"))
         if isinstance(part, (ExactConv2d, QualityTable, Snap)):
             part.exact = True
     for name, parameter in module.named_parameters():

@@ -1,0 +1,77 @@
+"""Many pictures at a time: reading, network, range coder and writing of several overlap."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import UsageError
+from .quality import is_whole
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_jobs(jobs: int | None) -> int:
+    """The number of pictures at a time; None is one per core. Raises UsageError."""
+    if jobs is None:
+        return cores()
+    if not is_whole(jobs) or jobs < 1:
+        raise UsageError(f"jobs must be a whole number from 1, not {jobs!r}")
+    return int(jobs)
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable, jobs: int) -> Iterator[Future]:
+    """Finished futures of `work(item)`, in the order of the items, of which no more than 2 * jobs are taken ahead.
+
+    While it runs with more than one job, torch's threads, a setting of the whole process, are shared out between them:
+    pictures side by side keep cores busier than many threads on one. Closing the iterator drops what has not begun.
+    """
+    if jobs == 1:
+        for item in items:
+            yield _done(work, item)
+        return
+    pending: deque[Future] = deque()
+    with _shared_threads(jobs), ThreadPoolExecutor(jobs, "hvcompress") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) == 2 * jobs:
+                    yield _awaited(pending)
+            while pending:
+                yield _awaited(pending)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _done(work: Callable[[Any], Any], item: Any) -> Future:
+    future: Future = Future()
+    try:
+        future.set_result(work(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _awaited(pending: deque[Future]) -> Future:
+    wait(list(pending)[:1])
+    return pending.popleft()
+
+
+@contextmanager
+def _shared_threads(jobs: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
