@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,3 +129,32 @@ def test_a_residual_of_zero_may_steer_the_state():
     assert (levels[residual == 0] != 0).any()
     symbols = symbols_of(levels[0]).numpy().astype(np.int16)
     assert np.array_equal(path_of(symbols), levels[0].numpy().astype(np.int16))
+
+
+def test_the_kernel_of_triton_finds_the_same_paths():
+    """On the CPU, in Triton's interpreter, in a process of its own: it has to be switched on before the import."""
+    pytest.importorskip("triton")
+    program = """
+import torch
+from hvcompress import trellis
+from hvcompress.kernels.viterbi import search
+torch.manual_seed(0)
+for length, count in ((1, 1), (7, 65), (128, 130)):
+    costs = torch.rand(length, 4, count).square() * 9
+    plain = trellis._plain_search(costs, trellis._FROM, trellis._BRANCH)
+    assert torch.equal(search(costs, trellis._FROM, trellis._BRANCH), plain)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+@pytest.mark.cuda
+def test_the_search_on_cuda_is_the_plain_one():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    costs = (torch.rand(128, 4, 3001) * 9).cuda()
+    kernel = trellis._kernel(costs.device)
+    assert kernel is not None, "Triton is missing"
+    plain = trellis._plain_search(costs, trellis._FROM, trellis._BRANCH)
+    assert torch.equal(kernel(costs, trellis._FROM, trellis._BRANCH), plain)

@@ -18,6 +18,9 @@ sequence runs over the positions and, at each of them, over the channels; it sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,24 +104,45 @@ def quantize(residual: Tensor, scale_index: Tensor) -> tuple[Tensor, Tensor]:
 
 def _search(size: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Viterbi. (T, n) magnitudes and scale indices -> (T, n) magnitudes of levels, and where quantizer 1 is used."""
-    length, count = size.shape
     levels, costs = _branches(size, index)  # (T, 4, n) each
-    came_from = torch.tensor(_FROM, device=size.device)
-    by_branch = torch.tensor(_BRANCH, device=size.device)
-    total = torch.full((STATES, count), 1e9, device=size.device)
+    branches = (_kernel(size.device) or _plain_search)(costs, _FROM, _BRANCH)  # (T, n)
+    return levels.gather(1, branches[:, None])[:, 0], branches >= 2
+
+
+@lru_cache
+def _kernel(device: torch.device) -> Callable | None:
+    """The search as one kernel, where there is Triton."""
+    if device.type != "cuda":
+        return None
+    try:
+        from .kernels.viterbi import search
+    except ImportError:
+        return None
+    return search
+
+
+def _plain_search(costs: Tensor, came_from: list[int], by_branch: list[int]) -> Tensor:
+    """(T, 4, n) costs of the branches -> (T, n) int64, the branch to take at every step.
+
+    came_from, by_branch: of the two ways into each state, which state and which branch they come from, [state + 8 way].
+    """
+    length, _, count = costs.shape
+    from_state = torch.tensor(came_from, device=costs.device)
+    branch_of = torch.tensor(by_branch, device=costs.device)
+    total = torch.full((STATES, count), 1e9, device=costs.device)
     total[0] = 0.0
-    second = torch.empty(length, STATES, count, dtype=torch.bool, device=size.device)  # which way in was cheaper
+    second = torch.empty(length, STATES, count, dtype=torch.bool, device=costs.device)  # which way in was cheaper
     for t in range(length):
-        ways = total.index_select(0, came_from).add_(costs[t].index_select(0, by_branch))  # (2 * STATES, n)
+        ways = total.index_select(0, from_state).add_(costs[t].index_select(0, branch_of))  # (2 * STATES, n)
         torch.lt(ways[STATES:], ways[:STATES], out=second[t])
         total = torch.minimum(ways[:STATES], ways[STATES:])
     state = total.argmin(0, keepdim=True)  # (1, n)
-    branches = torch.empty(length, 1, count, dtype=torch.long, device=size.device)
+    branches = torch.empty(length, 1, count, dtype=torch.long, device=costs.device)
     for t in range(length - 1, -1, -1):
         way = state + STATES * second[t].gather(0, state)
-        branches[t] = by_branch.take(way)
-        state = came_from.take(way)
-    return levels.gather(1, branches)[:, 0], branches[:, 0] >= 2
+        branches[t] = branch_of.take(way)
+        state = from_state.take(way)
+    return branches[:, 0]
 
 
 def _cost(size: Tensor, level: Tensor, shifted: Tensor, index: Tensor) -> Tensor:
