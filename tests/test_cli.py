@@ -25,7 +25,7 @@ from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import FORMATS
 
 ROOT = Path(hvcompress.__file__).parents[1]
-COMMANDS = ("encode", "decode", "info", "models", "test")
+COMMANDS = ("encode", "decode", "info", "rates", "models", "test")
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def encode(
     quality: int = 60,
     *,
     beta: Sequence[float] | None = None,
+    allocation: str | None = None,
     effort: int = 1,
     model: str | os.PathLike | None = None,
     device: str = "auto",
@@ -78,6 +79,8 @@ def encode(
     image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
     quality: 0 (smallest) to 100 (best).
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
+    allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
+        alike) or "detail" (more for the fine ones).
     effort: 1 (a fraction of a second per picture) to 9 (minutes). Above 1 the encoder is first fitted to the picture;
         files get better for their size, and decode as fast.
     model: name or folder of a model; None is the one that ships with the package.
@@ -88,13 +91,18 @@ def encode(
 
     Raises subclasses of HvcompressError: InputError, LimitError, UsageError, ModelError, DeviceError, MismatchError.
     """
+    from .allocation import allocation_offsets
     from .codec import load_model as load
     from .image_io import read_picture
     from .quality import offset_of
 
+    if beta is not None and allocation is not None:
+        raise UsageError("beta and allocation both set the betas; give one of them")
     picture = read_picture(image)
     offsets = None if beta is None else [offset_of(value) for value in beta]
     codec = load(model, device)
+    if allocation is not None:
+        offsets = allocation_offsets(allocation, codec.strides)
     return codec.encode(picture, quality, offsets, effort=effort, verify=verify, progress=progress).data
 
 
@@ -117,6 +125,7 @@ def encode_batch(
     *,
     jobs: int | None = None,
     beta: Sequence[float] | None = None,
+    allocation: str | None = None,
     effort: int = 1,
     model: str | os.PathLike | None = None,
     device: str = "auto",
@@ -133,7 +142,8 @@ def encode_batch(
 
     from .batch import check_jobs, in_order
 
-    options = {"quality": quality, "beta": beta, "effort": effort, "model": model, "device": device, "verify": verify}
+    options = {"quality": quality, "beta": beta, "allocation": allocation, "effort": effort, "verify": verify}
+    options |= {"model": model, "device": device}
     return (done.result() for done in in_order(partial(encode, **options), images, check_jobs(jobs)))
 
 

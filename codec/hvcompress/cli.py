@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
+from .allocation import ALLOCATIONS, allocation_offsets
 from .batch import cores, in_order
 from .console import (
     complain,
@@ -39,9 +40,12 @@ from .memory import keep_freed_memory
 from .quality import LEVELS, beta_of, offset_of
 
 if TYPE_CHECKING:
+    from .analysis.rates import LayerRate
+    from .codec import Codec
     from .image_io import Picture
 
 STANDARD = "-"  # as an input standard input, as an output standard output
+_SUM_MAP = ".sum.png"  # of the map that stands for all maps of an input
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,6 +103,21 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    def rate_arguments(made: _Parser, quality: int | None) -> None:
+        made.add_argument(
+            "-q", "--quality", type=_quality, default=quality, help="0..100, 100 is not lossless (default: 60)"
+        )
+        betas = made.add_mutually_exclusive_group()
+        betas.add_argument(
+            "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
+        )
+        betas.add_argument(
+            "--allocation",
+            choices=ALLOCATIONS,
+            metavar="NAME",
+            help="betas by name: hyperprior (coarse layers get more bits), balanced or detail (fine ones get more)",
+        )
+
     encode = command(
         "encode",
         encode_command,
@@ -108,10 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
     encode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .hvci)")
-    encode.add_argument("-q", "--quality", type=_quality, default=60, help="0..100, 100 is not lossless (default: 60)")
-    encode.add_argument(
-        "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
-    )
+    rate_arguments(encode, 60)
     encode.add_argument(
         "--effort", type=_effort, default=1, metavar="1..9", help="above 1 fits the encoder to the picture (default: 1)"
     )
@@ -127,6 +143,25 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
     decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif or bmp (default: OUTPUT's, or png)")
+
+    rates = command(
+        "rates",
+        rates_command,
+        "say how many bits each layer takes, and draw where",
+        "An image is first encoded, in memory; -q, --beta and --allocation are for that.\n"
+        "`estimate` is the information under the model's tables, `over` what the stream\n"
+        "takes beyond it. With --json one object per line and input, with the keys\n"
+        "  file, width, height, quality, model, file_bytes, bpp (of the whole file),\n"
+        "  bits and estimated_bits (of all layers), layers (of each, coarse to fine:\n"
+        "  layer, stride, offset, beta, bits, bpp, share, cumulative, estimated_bits),\n"
+        "  maps (of each: file, white in bits per pixel; black is 0).\n\n"
+        "example: hvcompress rates photo.png -q 40 --allocation detail --maps .",
+    )
+    rates.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file or image; - is standard input")
+    rate_arguments(rates, None)
+    rates.add_argument("--maps", metavar="DIR", help="draw INPUT.layer-N.png and INPUT.sum.png in this folder")
+    rates.add_argument("-f", "--force", action="store_true", help="overwrite existing maps")
+    rates.add_argument("--json", action="store_true", help="one JSON object per line: see below")
 
     for made in (encode, decode):
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
@@ -158,7 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         "check that a model computes on this machine what it must",
         "example: hvcompress test --device cuda",
     )
-    for made, default in ((encode, "the one shipped"), (decode, "the one the file names"), (test, "the one shipped")):
+    shipped, named = "the one shipped", "the one the file names"
+    for made, default in ((encode, shipped), (decode, named), (rates, f"{named}, or shipped"), (test, shipped)):
         made.add_argument("--model", metavar="NAME|DIR", help=f"name or folder of a model (default: {default})")
         made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
@@ -333,7 +369,7 @@ def encode_command(args: argparse.Namespace) -> int:
             encoded = codec.encode(
                 picture,
                 args.quality,
-                args.beta,
+                _offsets(args, codec),
                 effort=args.effort,
                 verify=not args.no_verify,
                 progress=progress,
@@ -349,6 +385,11 @@ def encode_command(args: argparse.Namespace) -> int:
         ]
 
     return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), min(args.jobs, len(jobs)))
+
+
+def _offsets(args: argparse.Namespace, codec: Codec) -> tuple[int, ...] | None:
+    """Quality offset per layer that --beta or --allocation asks for."""
+    return args.beta if args.allocation is None else allocation_offsets(args.allocation, codec.strides)
 
 
 def decode_command(args: argparse.Namespace) -> int:
@@ -398,6 +439,113 @@ def info_command(args: argparse.Namespace) -> int:
             say(describe(job.name, info, model), sys.stdout)
 
     return _for_each([Job(source, STANDARD) for source in args.input], work, sys.stdout, quiet=True)
+
+
+def rates_command(args: argparse.Namespace) -> int:
+    jobs = [Job(source, STANDARD) for source in args.input]
+    if args.maps is not None:
+        if args.maps == STANDARD or not os.path.isdir(args.maps):
+            raise UsageError(f"--maps must name an existing folder, which {args.maps!r} is not")
+        jobs = plan(args.input, args.maps, _SUM_MAP)  # two inputs that share one map share them all
+
+    def work(job: Job) -> None:
+        source = _read_compressed_or_picture(job.source)
+        encoded = isinstance(source, bytes)
+        if encoded:
+            read_info(source)
+            if (args.quality, args.beta, args.allocation) != (None, None, None):
+                raise UsageError("-q, --beta and --allocation are for images; this file is encoded already")
+        if args.maps is not None:
+            _check_output(job, args.force)
+        from .analysis.rates import layer_rates  # imports torch: only now, so that a bad input is told at once
+        from .codec import codec_for, load_model
+
+        keep_freed_memory()
+        codec = codec_for(source, args.device, args.model) if encoded else load_model(args.model, args.device)
+        maps = []
+        if args.maps is not None:
+            stem = job.output.removesuffix(_SUM_MAP)
+            maps = [Job(job.source, f"{stem}.layer-{number}.png") for number in range(1, codec.layers + 1)] + [job]
+            for made in maps:
+                _check_output(made, args.force)
+        data = source
+        if not encoded:
+            quality = 60 if args.quality is None else args.quality
+            data = codec.encode(source, quality, _offsets(args, codec), verify=False).data
+        rates, info = layer_rates(codec, data), read_info(data)
+        drawn = _draw_maps(rates, info, maps, args.force) if maps else []
+        if args.json:
+            say(json.dumps({"file": job.source, **_rates_values(rates, info, codec.name), "maps": drawn}), sys.stdout)
+        else:
+            say(describe_rates(job.name, rates, info, codec.name), sys.stdout)
+            for made in drawn:
+                say(f"  {shown(made['file'])}: black 0, white {made['white']:.4g} bits per pixel", sys.stdout)
+
+    return _for_each(jobs, work, sys.stdout, quiet=True, fatal=(DeviceError,))
+
+
+def _read_compressed_or_picture(source: str) -> bytes | Picture:
+    """The bytes of an .hvci file; of any other, the picture in it."""
+    data = _read_compressed(source)
+    if data.startswith(MAGIC):
+        return data
+    from .image_io import read_picture
+
+    return read_picture(data if source == STANDARD else source)
+
+
+def _draw_maps(rates: list[LayerRate], info: FileInfo, maps: list[Job], force: bool) -> list[dict]:
+    """Write a PNG per job; returns the path and the scale of each."""
+    from PIL import Image
+
+    from .analysis.rates import heat_maps
+    from .image_io import image_bytes
+
+    drawn = []
+    for made, heat in zip(maps, heat_maps(rates, info.height, info.width), strict=True):
+        _write(made, image_bytes(Image.fromarray(heat.pixels)), force)
+        drawn.append({"file": made.output, "white": heat.white})
+    return drawn
+
+
+def _rates_values(rates: list[LayerRate], info: FileInfo, model: str) -> dict:
+    """What `rates --json` says of a file."""
+    layers = []
+    for rate in rates:
+        layers.append({name: value for name, value in vars(rate).items() if name != "position_bits"})
+        layers[-1]["beta"] = round(beta_of(rate.offset), 3)
+    return {
+        "width": info.width,
+        "height": info.height,
+        "quality": info.quality,
+        "model": model,
+        "file_bytes": info.file_bytes,
+        "bpp": 8 * info.file_bytes / (info.width * info.height),
+        "bits": sum(rate.bits for rate in rates),
+        "estimated_bits": sum(rate.estimated_bits for rate in rates),
+        "layers": layers,
+    }
+
+
+def describe_rates(name: str, rates: list[LayerRate], info: FileInfo, model: str) -> str:
+    """What `rates` prints of a file."""
+
+    def row(bits: int, bpp: float, share: float, cumulative: str, estimate: float) -> str:
+        over = f"{100 * (bits / estimate - 1):+.2f} %" if estimate else "-"
+        return f"{bits:>12,}  {bpp:8.4f}  {100 * share:5.1f} %  {cumulative:>10}  {estimate:>14,.1f}  {over:>8}"
+
+    lines = [
+        f"{shown(name)}: {info.width}x{info.height}, quality {info.quality}, model {model}, "
+        f"{info.file_bytes:,} bytes, {sum(info.layer_bytes):,} of them layers",
+        "  layer  stride  beta          bits       bpp    share  cumulative        estimate      over",
+    ]
+    for rate in rates:
+        figures = row(rate.bits, rate.bpp, rate.share, f"{100 * rate.cumulative:.1f} %", rate.estimated_bits)
+        lines.append(f"  {rate.layer:>5}  {rate.stride:>6}  {beta_of(rate.offset):4.2f}  {figures}")
+    bits = sum(rate.bits for rate in rates)
+    bpp, share = bits / (info.width * info.height), sum(rate.share for rate in rates)
+    lines.append(f"  {'sum':>5}  {'':12}  {row(bits, bpp, share, '', sum(rate.estimated_bits for rate in rates))}")
+    return "\n".join(lines)
 
 
 def _model_names() -> dict[str, str]:

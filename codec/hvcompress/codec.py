@@ -92,7 +92,8 @@ class Codec:
 
     def __init__(self, folder: ModelFolder, parts: Parts, device: torch.device):
         self.name, self.fingerprint, self.device = folder.name, folder.fingerprint, device
-        self.layers = len(parts.topdown.layers)
+        self.strides = tuple(latent.stride for latent in parts.topdown.config.latents)  # of the layers, coarse to fine
+        self.layers = len(self.strides)
         self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
         self._topdown = parts.topdown.to(device)
         self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
@@ -230,11 +231,7 @@ class Codec:
         began = time.perf_counter()
         parsed = container.parse(data)
         header = parsed.header
-        h, digest, coder = self._decode_latents(parsed)
-        if digest[:4] != header.latent_hash:
-            raise MismatchError(
-                "the decoded latents are not those of the encoder: this device or its software computes differently"
-            )
+        h, _, coder = self._decode_latents(parsed)
         alpha = None
         if container.ALPHA in parsed.chunks:
             alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
@@ -251,11 +248,15 @@ class Codec:
         return self._decode_latents(container.parse(data))[1].hex()
 
     @torch.inference_mode()
+    def information(self, data: bytes) -> list[np.ndarray]:
+        """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
+        bits: list[np.ndarray] = []
+        self._decode_latents(container.parse(data), lambda levels, i: bits.append(self._coder.symbol_bits(levels, i)))
+        return bits
+
     def estimated_bits(self, data: bytes) -> list[float]:
         """What the model's tables predict for each layer of a file, in bits, headers not included."""
-        bits: list[float] = []
-        self._decode_latents(container.parse(data), lambda levels, i: bits.append(self._coder.bits(levels, i)))
-        return bits
+        return [float(bits.sum()) for bits in self.information(data)]
 
     def _decode_latents(
         self, parsed: Container, look: Callable[[np.ndarray, np.ndarray], None] | None = None
@@ -286,7 +287,12 @@ class Codec:
             return z
 
         h = descend(self._topdown.walk(qualities, _padded(header.height), _padded(header.width)), choose)
-        return h, latents.digest(), coder
+        digest = latents.digest()
+        if digest[:4] != header.latent_hash:
+            raise MismatchError(
+                "the decoded latents are not those of the encoder: this device or its software computes differently"
+            )
+        return h, digest, coder
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:

@@ -244,14 +244,23 @@ class LayerCoder:
 
     def bits(self, levels: np.ndarray, indices: np.ndarray) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
-        symbols, keys = self._keyed(levels, indices)
+        return float(self._information(*self._keyed(levels, indices)).sum())
+
+    def symbol_bits(self, levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """`bits` symbol by symbol: (c, h, w) float64, -log2 of each one's probability."""
+        lanes = np.zeros(_split(indices).shape)
+        lanes[_present(_active(levels.shape), lanes.shape[1])] = self._information(*self._keyed(levels, indices))
+        return _join(lanes, levels.shape)
+
+    def _information(self, symbols: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """(N,) bits of symbols with their keys: of the parity, of the rest given the parity, and of what escapes."""
         odd = self._odd[keys & 127]
-        total = -np.log2(np.where(keys >> 7, odd, 1.0 - odd)).sum()
+        information = -np.log2(np.where(keys >> 7, odd, 1.0 - odd))
         for key, positions, reach, smallest in self._groups(keys):
             weights = self._weights[key]
             slots, outside = self._slots(symbols[positions], reach, smallest)
-            total -= np.log2(weights[slots] / weights.sum()).sum() - 16.0 * outside.sum()
-        return float(total)
+            information[positions] -= np.log2(weights[slots] / weights.sum()) - 16.0 * outside
+        return information
 
     def count(self, levels: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
         """Per table, how often each symbol, and last those beyond the reach, was seen: for `gaussian_tables`."""

@@ -1,0 +1,1 @@
+"""What a coded picture tells: which layer holds how much of it, and where."""
