@@ -9,15 +9,15 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from hvcompress.memory import keep_freed_memory
-if sys.argv[1] == "keep" and not keep_freed_memory():
+from hvcompress.memory import use_memory_again
+if sys.argv[1] == "keep" and not use_memory_again():
     sys.exit(9)
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-block = b"x" * (64 << 20); del block
+block = b"x" * (24 << 20); del block
 before = faults()
 for _ in range(10):
-    block = b"x" * (64 << 20); del block
+    block = b"x" * (24 << 20); del block
 print(faults() - before)
 """
 

@@ -36,7 +36,7 @@ from .console import (
 )
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
-from .memory import keep_freed_memory
+from .memory import use_memory_again
 from .quality import LEVELS, beta_of, offset_of
 
 if TYPE_CHECKING:
@@ -361,9 +361,9 @@ def encode_command(args: argparse.Namespace) -> int:
         source = read_standard_input() if job.source == STANDARD else job.source
         picture = read_picture(source)
         before = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        use_memory_again()
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
-        keep_freed_memory()
         codec = load_model(args.model, args.device)
         with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
             encoded = codec.encode(
@@ -405,9 +405,9 @@ def decode_command(args: argparse.Namespace) -> int:
         kind = suffix or (".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1]))
         data = _read_compressed(job.source)
         read_info(data)
+        use_memory_again()
         from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
 
-        keep_freed_memory()
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
         picture = codec.decode(data)
@@ -457,10 +457,10 @@ def rates_command(args: argparse.Namespace) -> int:
                 raise UsageError("-q, --beta and --allocation are for images; this file is encoded already")
         if args.maps is not None:
             _check_output(job, args.force)
+        use_memory_again()
         from .analysis.rates import layer_rates  # imports torch: only now, so that a bad input is told at once
         from .codec import codec_for, load_model
 
-        keep_freed_memory()
         codec = codec_for(source, args.device, args.model) if encoded else load_model(args.model, args.device)
         maps = []
         if args.maps is not None:
