@@ -27,7 +27,7 @@ from hvcompress.image_io import Picture, read_picture  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
 from hvcompress.quality import LEVELS, beta_of  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
-from measure import write_rows  # noqa: E402
+from measure import spread_evenly, write_rows  # noqa: E402
 
 EQUAL = "balanced"
 TOLERANCE = 0.3  # percent of the bits; interpolating the curve of equal betas is no better than that
@@ -160,7 +160,7 @@ def main() -> None:
     paths = find_images(options.folder)
     if not paths:
         parser.error(f"no pictures in {options.folder}")
-    chosen = [paths[i] for i in sorted({int(i) for i in np.linspace(0, len(paths) - 1, options.limit)})]
+    chosen = spread_evenly(paths, options.limit)
     codec = load_model(options.model, options.device)
     strides = codec.strides
     settings = settings_of(strides, [offset for offset in sorted(set(options.offsets)) if offset])

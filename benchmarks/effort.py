@@ -22,7 +22,7 @@ from hvcompress.effort import steps_of  # noqa: E402
 from hvcompress.image_io import Picture, read_picture  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
-from measure import write_rows  # noqa: E402
+from measure import spread_evenly, write_rows  # noqa: E402
 
 NEIGHBOUR = 5  # quality steps to either side
 
@@ -99,7 +99,7 @@ def main() -> None:
     paths = find_images(options.folder)
     if not paths:
         parser.error(f"no pictures in {options.folder}")
-    chosen = [paths[i] for i in sorted({int(i) for i in np.linspace(0, len(paths) - 1, options.limit)})]
+    chosen = spread_evenly(paths, options.limit)
     codec = load_model(options.model, options.device)
     rows = []
     made_with = {"model": codec.name, "fingerprint": codec.fingerprint, "device": str(codec.device)}

@@ -42,6 +42,11 @@ def cache_key(codec: Classical, point: float, image_sha256: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def spread_evenly(paths: list[Path], limit: int) -> list[Path]:
+    """At most `limit` of the paths, from the first to the last."""
+    return [paths[i] for i in sorted({int(i) for i in np.linspace(0, len(paths) - 1, limit)})]
+
+
 def read_rgb(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")

@@ -11,7 +11,6 @@ rounds after one to warm up. The other codecs may use as many threads as ours. O
 from __future__ import annotations
 
 import argparse
-import io
 import multiprocessing
 import os
 import platform
@@ -29,10 +28,11 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
+from classical import pillow_decode, save  # noqa: E402
 from hvcompress.batch import cores  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
-from measure import write_rows  # noqa: E402
+from measure import read_rgb, write_rows  # noqa: E402
 
 QUALITY = 60  # 35.4 dB on Kodak, as are, nearly, the settings of the others below
 OURS = "hvcompress"
@@ -62,8 +62,7 @@ def picture(folder: Path, width: int, height: int) -> Image.Image:
     paths = find_images(folder)
     canvas, x, y, number, tall = Image.new("RGB", (width, height)), 0, 0, 0, 0
     while y < height:
-        with Image.open(paths[number % len(paths)]) as image:
-            tile = image.convert("RGB")
+        tile = read_rgb(paths[number % len(paths)])
         canvas.paste(ImageOps.mirror(tile) if number % 2 else tile, (x, y))
         x, tall, number = x + tile.width, max(tall, tile.height), number + 1
         if x >= width:
@@ -127,17 +126,14 @@ def other_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
             import imagecodecs
 
             return bytes(imagecodecs.jpegxl_encode(pixels, numthreads=cores(), **options))
-        out = io.BytesIO()
-        image.save(out, kind, **options)
-        return out.getvalue()
+        return save(image, kind, **options)
 
     def decode(data: bytes) -> np.ndarray:
         if kind == "jxl":
             import imagecodecs
 
             return imagecodecs.jpegxl_decode(data, numthreads=cores())
-        with Image.open(io.BytesIO(data)) as opened:
-            return np.asarray(opened)
+        return pillow_decode(data)
 
     def one_round() -> dict:
         row: dict = {}

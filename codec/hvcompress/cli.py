@@ -361,7 +361,6 @@ def encode_command(args: argparse.Namespace) -> int:
         source = read_standard_input() if job.source == STANDARD else job.source
         picture = read_picture(source)
         before = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        use_memory_again()
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
         codec = load_model(args.model, args.device)
@@ -384,6 +383,7 @@ def encode_command(args: argparse.Namespace) -> int:
             f"{sum(encoded.seconds.values()):6.2f} s",
         ]
 
+    use_memory_again()
     return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), min(args.jobs, len(jobs)))
 
 
@@ -405,7 +405,6 @@ def decode_command(args: argparse.Namespace) -> int:
         kind = suffix or (".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1]))
         data = _read_compressed(job.source)
         read_info(data)
-        use_memory_again()
         from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
 
         codec = codec_for(data, args.device, args.model)
@@ -417,6 +416,7 @@ def decode_command(args: argparse.Namespace) -> int:
         height, width = picture.pixels.shape[:2]
         return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
 
+    use_memory_again()
     return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), min(args.jobs, len(jobs)))
 
 
@@ -457,7 +457,6 @@ def rates_command(args: argparse.Namespace) -> int:
                 raise UsageError("-q, --beta and --allocation are for images; this file is encoded already")
         if args.maps is not None:
             _check_output(job, args.force)
-        use_memory_again()
         from .analysis.rates import layer_rates  # imports torch: only now, so that a bad input is told at once
         from .codec import codec_for, load_model
 
@@ -481,6 +480,7 @@ def rates_command(args: argparse.Namespace) -> int:
             for made in drawn:
                 say(f"  {shown(made['file'])}: black 0, white {made['white']:.4g} bits per pixel", sys.stdout)
 
+    use_memory_again()
     return _for_each(jobs, work, sys.stdout, quiet=True, fatal=(DeviceError,))
 
 

@@ -201,9 +201,8 @@ class Codec:
         latents = LatentHash()
 
         def choose(prior: Prior) -> Tensor:
-            stride = self._topdown.config.latents[prior.layer].stride
-            posterior = encoder.posteriors[prior.layer]
-            mean = posterior(prior.feature.float(), features[stride], qualities[:, prior.layer])
+            posterior, encoded = encoder.posteriors[prior.layer], features[self.strides[prior.layer]]
+            mean = posterior(prior.feature.float(), encoded, qualities[:, prior.layer])
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
             levels, _ = quantize((target - prior.mean) / prior.step, prior.scale_index)
             layers.append(levels[0].to(torch.int16).cpu().numpy())
