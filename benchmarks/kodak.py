@@ -28,6 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="the 24 PNGs of the Kodak set")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where results go (benchmarks/results)")
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, help="of ours (0 10 20 ... 100)")
+    parser.add_argument("--effort", type=int, default=1, choices=range(1, 10), help="of ours, 1..9 (1)", metavar="E")
     parser.add_argument("--model", help="name or folder of our model (the default one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N; only for ours")
     parser.add_argument("--codecs", nargs="+", choices=("hvcompress", *CLASSICAL_KEYS), metavar="CODEC",
@@ -89,7 +90,8 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
     # The others first: they are kept even if ours then fails.
     for key in sorted(options.codecs, key=lambda k: k == OURS):
         if key == OURS:
-            picked = Picked(options.model, options.device, options.threads, tuple(sorted(set(options.qualities))))
+            qualities = tuple(sorted(set(options.qualities)))
+            picked = Picked(options.model, options.device, options.threads, qualities, options.effort)
             records.insert(0, run_ours(images, folder, picked, options.jobs))
             print(f"\r{OURS}: {len(records[0]['rows'])} files measured" + " " * 30)
             continue
@@ -109,6 +111,7 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
     title = f"{name}: means over pictures of bits per pixel and of RGB PSNR, 8-bit output"
     if ours:
         title += f"\n{OURS} model {ours['model']}, fingerprint {ours['fingerprint'][:16]}, on {ours['device']}"
+        title += f", effort {options.effort}"
         title += f" (processes: {ours['processes']}, threads: {ours['threads']})"
     text = report.as_text(summary, curves, title)
     write_csv(options.out / "per_image.csv", records)

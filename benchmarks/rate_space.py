@@ -33,6 +33,7 @@ from hvcompress.analysis import two_layer  # noqa: E402
 from hvcompress.analysis.bounds import entropy, fano_accuracy  # noqa: E402
 from hvcompress.analysis.two_layer import Bernoulli, FixedGaussian  # noqa: E402
 from hvcompress.console import progress_line  # noqa: E402
+from probes import accuracies, standard_error  # noqa: E402
 
 CLASSES = 10
 SAMPLES = 5000  # images drawn from each model's prior, in 5 splits
@@ -132,23 +133,6 @@ def inception_score(log_p: Tensor, splits: int = 5) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores, ddof=1) / math.sqrt(splits))
 
 
-def accuracies(fit_on: Tensor, fit_labels: Tensor, test_on: Tensor, test_labels: Tensor) -> dict[str, float]:
-    """Share of right labels of logistic regression and of an RBF-SVM, both as scikit-learn sets them. (N, K), (N,).
-
-    Latents are centred, because the SVM takes its width from the variance over all dimensions together, but not scaled:
-    that would lift dimensions that the model does not use to the level of those it uses.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
-    centre = fit_on.mean(0)
-    found = {}
-    for name, classifier in (("logistic", LogisticRegression(max_iter=300)), ("svm", SVC())):
-        classifier.fit((fit_on - centre).numpy(), fit_labels.numpy())
-        found[name] = float(classifier.score((test_on - centre).numpy(), test_labels.numpy()))
-    return found
-
-
 @torch.no_grad()
 def measure(model: two_layer.TwoLayerVAE, data: Data, judge: nn.Module, seed: int) -> dict[str, float]:
     """A row's figures. Rates, distortion and PSNR are those of sampled latents, as a codec's would be."""
@@ -174,7 +158,8 @@ def measure(model: two_layer.TwoLayerVAE, data: Data, judge: nn.Module, seed: in
         ("mean_z1", probe_z1, test_z1),
         ("sample_z2", two_layer.run(model, data.probe.modelled, generator).z2, posterior.sample(generator)),
     ):
-        for kind, accuracy in accuracies(probe, data.probe.labels, test, labels).items():
+        arrays = (tensor.numpy() for tensor in (probe, data.probe.labels, test, labels))
+        for kind, accuracy in accuracies(*arrays).items():
             row[f"accuracy_{name}_{kind}"] = accuracy
 
     drawn = two_layer.sample_prior(model, SAMPLES, generator).clamp(0, 1)
@@ -280,11 +265,6 @@ def is_diagonal(row: dict) -> bool:
     return row["beta2"] == row["beta1"]
 
 
-def standard_error(row: dict, accuracy: float) -> float:
-    """Of an accuracy measured on this row's test images."""
-    return math.sqrt(accuracy * (1 - accuracy) / row["tested"])
-
-
 def rank_correlation(a: list[float], b: list[float]) -> float:
     """Spearman's; nan if either is constant."""
     from scipy.stats import rankdata
@@ -364,7 +344,7 @@ def check_bounds(rows: list[dict]) -> list[Check]:
                 bound = float(fano_accuracy(information, row["label_entropy"], CLASSES))
                 for kind in ("logistic", "svm"):
                     accuracy = row[f"accuracy_{what}_z2_{kind}"]
-                    excess = accuracy - bound - 2 * standard_error(row, accuracy)
+                    excess = accuracy - bound - 2 * standard_error(accuracy, row["tested"])
                     if excess > worst:
                         worst, where = excess, row
             text = f"closest: accuracy - bound - 2 SE = {worst:+.3f} at {betas_text(where)}"
@@ -414,7 +394,7 @@ def check_single_beta(rows: list[dict]) -> list[Check]:
         curve = [row[accurate] for row in diagonal]
         equal = float(np.interp(total(top), [total(row) for row in diagonal], curve))
         margin = top[accurate] - equal
-        error = math.hypot(standard_error(top, top[accurate]), standard_error(top, equal))
+        error = math.hypot(*(standard_error(accuracy, top["tested"]) for accuracy in (top[accurate], equal)))
         text = f"{top[accurate]:.3f} at {betas_text(top)} against {equal:.3f}: {margin:+.3f}, 2 SE {2 * error:.3f}"
         name = f"T6 the best accuracy on {what}s with unequal betas beats equal betas at its total rate"
         checks.append(Check(name, margin > 2 * error, text))

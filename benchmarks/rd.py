@@ -116,6 +116,8 @@ def psnr_at(curve: Curve, bpp: np.ndarray | float) -> np.ndarray:
     from scipy.interpolate import PchipInterpolator
 
     rate, decibels = rising(curve.bpp, curve.psnr)
+    if len(rate) < 2:  # no curve
+        return np.full(np.shape(bpp), np.nan)
     return PchipInterpolator(np.log(rate), decibels, extrapolate=False)(np.log(bpp))
 
 
@@ -124,6 +126,8 @@ def bpp_at(curve: Curve, psnr: np.ndarray | float) -> np.ndarray:
     from scipy.interpolate import PchipInterpolator
 
     rate, decibels = rising(curve.bpp, curve.psnr)
+    if len(rate) < 2:  # no curve
+        return np.full(np.shape(psnr), np.nan)
     return np.exp(PchipInterpolator(decibels, np.log(rate), extrapolate=False)(psnr))
 
 

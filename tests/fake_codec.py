@@ -42,12 +42,16 @@ class FakeCodec:
         seconds = {"fit": effort - 1.0, "network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
-    def decode(self, data):
+    def decode(self, data, layers=None):
+        if layers is not None and layers > self.layers:
+            raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers}")
         parsed = container.parse(data)
         header = parsed.header
         shape = header.height, header.width, 3
         step = 1 + (100 - header.quality) // 10
         pixels = np.frombuffer(zlib.decompress(parsed.streams[1]), np.uint8).reshape(shape) * np.uint8(step)
+        if layers is not None and layers < 2:  # the pixels are in the second
+            pixels = np.zeros_like(pixels)
         alpha = parsed.chunks.get(container.ALPHA)
         alpha = None if alpha is None else unpack_alpha(alpha, header.width, header.height)
         return Picture(pixels, header.gray, alpha, parsed.chunks.get(container.ICC))

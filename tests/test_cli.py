@@ -384,6 +384,20 @@ def test_effort_is_passed_on_and_its_progress_shown(codec, here, monkeypatch, ca
     assert capsys.readouterr().err == ""
 
 
+def test_a_preview_from_the_first_layers(codec, here, capsys):
+    save_photo("a.png")
+    assert main(["encode", "-q", "100", "a.png"]) == 0
+    assert main(["decode", "--layers", "3", "a.hvci", "-o", "all.png"]) == 0
+    assert main(["decode", "--layers=1", "a.hvci", "-o", "first.png"]) == 0
+    assert np.array_equal(np.asarray(Image.open("all.png")), np.asarray(Image.open("a.png")))
+    assert not np.asarray(Image.open("first.png")).any()
+    capsys.readouterr()
+    for layers, said in (("4", "from 1 to 3"), ("0", "--layers"), ("-1", "--layers"), ("x", "--layers")):
+        assert main(["decode", f"--layers={layers}", "a.hvci", "-o", "none.png"]) == UsageError.exit_code
+        captured = capsys.readouterr()
+        assert said in captured.err and captured.err.count("\n") == 1 and not os.path.exists("none.png")
+
+
 @pytest.mark.parametrize("effort", ["0", "10", "x", "2.5", "-1"])
 def test_effort_out_of_range(codec, here, effort, capsys):
     save_photo("a.png")

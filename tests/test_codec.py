@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -26,6 +28,7 @@ from hvcompress.errors import (
     UsageError,
 )
 from hvcompress.image_io import Picture, read_picture
+from hvcompress.metrics import mean_squared_error
 from hvcompress.network import dequantize, descend
 
 
@@ -53,6 +56,58 @@ def test_estimate_is_the_size(tiny, photo):
     encoded = tiny.encode(read_picture(photo), 90)
     layers = sum(hvcompress.read_info(encoded.data).layer_bytes)
     assert 8 * layers == pytest.approx(sum(tiny.estimated_bits(encoded.data)), rel=0.02, abs=8 * 3 * tiny.layers)
+
+
+def test_latents_are_those_that_the_picture_is_made_of(tiny, photo):
+    """All of them are the encoder's; the first k are the same without the others; what codes padding is left out."""
+    picture = read_picture(photo[:70, :90])
+    encoded = tiny.encode(picture, 80)
+    found = tiny.latents(encoded.data)
+    layers, _, digest = tiny.analyse(np.pad(picture.pixels, ((0, 58), (0, 38), (0, 0)), "edge"), 80, (0,) * tiny.layers)
+    assert digest.hex() == tiny.latent_digest(encoded.data)
+    for z, levels, stride in zip(found, layers, tiny.strides, strict=True):
+        assert z.dtype == np.float32 and z.shape == (len(levels), -(-70 // stride), -(-90 // stride))
+        assert np.array_equal(z * 2.0**10, np.rint(z * 2.0**10)) and z.any()
+    for count in range(1, tiny.layers + 1):
+        first = tiny.latents(encoded.data, count)
+        assert len(first) == count
+        assert all(np.array_equal(a, b) for a, b in zip(first, found, strict=False))
+
+
+def test_latents_hash_to_what_the_file_says(tiny, photo):
+    """Where nothing is padding, the arrays are the latents whose digest a file carries."""
+    encoded = tiny.encode(read_picture(photo[:64, :64]), 80)
+    digest = hashlib.sha256()
+    for z in tiny.latents(encoded.data):
+        digest.update((z * 2.0**10).astype("<i4").tobytes())
+    assert digest.hexdigest() == tiny.latent_digest(encoded.data)
+
+
+@pytest.mark.parametrize("layers", [0, -1, 7, 1.5, True])
+def test_no_such_layers(tiny, photo, layers):
+    data = tiny.encode(read_picture(photo), 10).data
+    for work in (tiny.latents, tiny.decode):
+        with pytest.raises(UsageError, match="from 1 to 6"):
+            work(data, layers)
+
+
+def test_a_preview_comes_from_the_first_layers_alone(tiny, tiny_folder, photo):
+    """Finer layers, whatever they hold, change nothing; all layers are the picture; more layers come nearer to it."""
+    encoded = tiny.encode(read_picture(photo), 80)
+    whole = encoded.picture.pixels
+    assert np.array_equal(tiny.decode(encoded.data, tiny.layers).pixels, whole)
+    other = container.parse(tiny.encode(read_picture(photo[::-1, ::-1].copy()), 80).data).streams
+    for count in range(1, tiny.layers):
+        preview = tiny.decode(encoded.data, count)
+        assert preview.pixels.shape == whole.shape
+        parsed = container.parse(encoded.data)
+        mixed = dataclasses.replace(parsed, streams=parsed.streams[:count] + other[count:])
+        assert np.array_equal(tiny.decode(container.pack(mixed), count).pixels, preview.pixels)
+        with pytest.raises((MismatchError, FormatError)):
+            tiny.decode(container.pack(mixed))
+    errors = [mean_squared_error(tiny.decode(encoded.data, count).pixels, whole) for count in range(1, tiny.layers + 1)]
+    assert errors[-1] == 0 < errors[-2] < errors[0]
+    assert hvcompress.decode(encoded.data, layers=2, model=tiny_folder, device="cpu").size == (131, 75)
 
 
 def test_gray_alpha_and_profile_survive(tiny, photo):

@@ -21,7 +21,7 @@ from hvcompress.analysis.information import (
     sample,
     stratified_weights,
     total_correlation_penalty,
-    uniform_total_correlation_penalty,
+    uniform_stratified,
 )
 
 ESTIMATORS = [minibatch_weighted, minibatch_stratified]
@@ -331,7 +331,7 @@ def test_boxes_have_no_gradient_and_their_surrogate_has():
     (flat,) = torch.autograd.grad(boxes.log_ratio.mean(), scale)
     assert flat.abs().max() < 1e-6
 
-    found = uniform_total_correlation_penalty(source * scale, 0.5, 1000, 3.0, seeded(15))
+    found = total_correlation_penalty(uniform_stratified(source * scale, 0.5, 1000, seeded(15)), 3.0)
     (gradient,) = torch.autograd.grad(found, scale)
     assert gradient.abs().min() > 1e-2
     # It is the penalty of Gaussians with the variance of a box.
@@ -345,10 +345,10 @@ def test_boxes_have_no_gradient_and_their_surrogate_has():
 def test_steps_may_differ_by_latent():
     centre = torch.randn(8, 2, generator=seeded(17))
     steps = torch.tensor([0.5, 2.0])
-    found = uniform_total_correlation_penalty(centre, steps, 100, 2.0, seeded(18))
-    assert found != uniform_total_correlation_penalty(centre, 0.5, 100, 2.0, seeded(18))
+    found = uniform_stratified(centre, steps, 100, seeded(18))
+    assert not torch.equal(found.log_ratio, uniform_stratified(centre, 0.5, 100, seeded(18)).log_ratio)
     with pytest.raises(ValueError, match="positive"):
-        uniform_total_correlation_penalty(centre, torch.tensor([0.5, 0.0]), 100, 2.0)
+        uniform_stratified(centre, torch.tensor([0.5, 0.0]), 100)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from hvcompress.codec import load_model
 from hvcompress.errors import InputError, UsageError
 from hvcompress.image_io import read_picture
 from hvcompress.rate import bits
-from hvcompress.training.data import Crops, to_unit
+from hvcompress.training.data import Crops, find_images, to_unit
 from hvcompress.training.export import export
 from hvcompress.training.muon import Muon, orthogonalise
+from hvcompress.training.objective import evaluate, total_correlation
 from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step, validate
 
 RECIPE = """
@@ -148,6 +149,75 @@ def test_unknown_setting_is_refused(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE + "learning_rat = 1\n")
     with pytest.raises(UsageError):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("layers", [{1: 1.0}, {1: 4.0}, {1: 1.0, 2: 4.0}])
+def test_total_correlation_joins_the_loss_with_its_weight(recipe, folder, layers):
+    """The loss is linear in each weight, 1 is none, and the rates do not change."""
+    settings = read_recipe(recipe)
+    crops = Crops(find_images(folder), settings.patch, settings.downscale, settings.seed)
+    model = start(settings, crops, torch.device("cpu")).model
+    image = to_unit(crops.batch(0, 6), torch.device("cpu"))
+    quality, offsets = torch.tensor([10, 30, 50, 70, 80, 90]), torch.zeros(6, 6, dtype=torch.long)
+
+    def outcome(beta_tc):
+        noise = torch.Generator().manual_seed(1)
+        return evaluate(
+            model, image, quality, offsets, noise=noise, weight_exponent=0.0, beta_tc=beta_tc, images=len(crops.images)
+        )
+
+    found, none = outcome(layers), outcome({layer: 1.0 for layer in layers})
+    double = outcome({layer: 2 * weight - 1 for layer, weight in layers.items()})
+    assert torch.equal(found.rates, none.rates)
+    added = found.loss - none.loss
+    torch.testing.assert_close(double.loss - none.loss, 2 * added, rtol=1e-3, atol=1e-5)
+    assert (added.item() == 0) == all(weight == 1 for weight in layers.values())
+    if added.requires_grad and added.item() != 0:
+        number = max(layers)
+        weight = model.encoder.posteriors[number - 1].mean.weight
+        (gradient,) = torch.autograd.grad(added, weight)
+        assert gradient.abs().max() > 0  # though the latents are quantized
+        with torch.no_grad():
+            weight -= 1e-3 * gradient / gradient.norm()
+        assert outcome(layers).loss - outcome({layer: 1.0 for layer in layers}).loss < added
+
+
+def test_total_correlation_is_that_of_all_positions():
+    """Channels that say the same have one, independent ones do not; a large layer is sampled, at the same scale."""
+    source = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    other = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    step = torch.full((4, 2, 1, 1), 0.2)
+
+    def bits_per_position(*channels):
+        mean = torch.cat(channels, 1)
+        total = total_correlation(mean, step, 4, torch.Generator().manual_seed(4))
+        return total.mean().item() / mean[0, 0].numel()
+
+    # I(a; a + noise) of a Gaussian channel with the variance of two boxes, deviation 1: 1/2 log2 of 1 / (1 - rho^2)
+    rho = 1 / (1 + 0.2**2 / 12)
+    assert bits_per_position(source, source) == pytest.approx(-0.5 * np.log2(1 - rho**2), abs=0.4)
+    assert abs(bits_per_position(source, other)) < 0.4
+    large = source.repeat(1, 1, 3, 3)
+    assert bits_per_position(large, large) == pytest.approx(bits_per_position(source, source), abs=0.6)
+
+
+def test_a_run_with_total_correlation_is_a_run(recipe, folder, tmp_path):
+    with_penalty = tmp_path / "recipe.toml"
+    with_penalty.write_text(RECIPE + "beta_tc = { 1 = 4.0 }\n")
+    assert read_recipe(with_penalty).beta_tc == {1: 4.0}
+    run(with_penalty, folder, tmp_path / "with", steps=3)
+    run(recipe, folder, tmp_path / "without", steps=3)
+    found, other = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert any(not torch.equal(found[name], other[name]) for name in found)
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
+@pytest.mark.parametrize("entry", ["0 = 2.0", "7 = 2.0", "1 = -1.0", "1 = nan"])
+def test_weights_of_total_correlation_that_make_no_sense(tmp_path, entry):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE + f"beta_tc = {{ {entry} }}\n")
+    with pytest.raises(UsageError, match="beta_tc"):
         read_recipe(path)
 
 

@@ -57,6 +57,7 @@ __all__ = [
     "decode_batch",
     "encode",
     "encode_batch",
+    "latents",
     "load_model",
     "read_info",
 ]
@@ -81,8 +82,8 @@ def encode(
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
     allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
         alike) or "detail" (more for the fine ones).
-    effort: 1 (a fraction of a second per picture) to 9 (minutes). Above 1 the encoder is first fitted to the picture;
-        files get better for their size, and decode as fast.
+    effort: 1 (a fraction of a second per picture) to 9 (about a minute). Above 1 the encoder is first fitted to the
+        picture; files get better for their size, and decode as fast.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case above
@@ -106,17 +107,21 @@ def encode(
     return codec.encode(picture, quality, offsets, effort=effort, verify=verify, progress=progress).data
 
 
-def decode(data: bytes, *, model: str | os.PathLike | None = None, device: str = "auto") -> PIL.Image.Image:
+def decode(
+    data: bytes, *, layers: int | None = None, model: str | os.PathLike | None = None, device: str = "auto"
+) -> PIL.Image.Image:
     """Decompress the bytes of an .hvci file to a PIL image of mode L, LA, RGB or RGBA.
 
+    layers: how many to decode, from the coarsest, for a preview; None is all. With fewer the latents are not checked.
+
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
-    MismatchError.
+    MismatchError, UsageError.
     """
     from .codec import codec_for
     from .image_io import to_pil
 
     data = bytes(data)
-    return to_pil(codec_for(data, device, model).decode(data))
+    return to_pil(codec_for(data, device, model).decode(data, layers))
 
 
 def encode_batch(
@@ -157,6 +162,22 @@ def decode_batch(
 
     work = partial(decode, model=model, device=device)
     return (done.result() for done in in_order(work, files, check_jobs(jobs)))
+
+
+def latents(
+    data: bytes, layers: int | None = None, *, model: str | os.PathLike | None = None, device: str = "auto"
+) -> list[np.ndarray]:
+    """What an .hvci file says before any pixel is computed: its latents, coarse to fine, (c, h, w) float32 each.
+
+    Features for recognition, search or grouping of pictures. layers: how many of the layers, from the coarsest; the
+    others are not read. h and w are the picture's sides divided by the layer's stride and rounded up.
+
+    Raises UsageError where there is no such layer, and otherwise as `decode`.
+    """
+    from .codec import codec_for
+
+    data = bytes(data)
+    return codec_for(data, device, model).latents(data, layers)
 
 
 def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:

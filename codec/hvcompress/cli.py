@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
     decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif or bmp (default: OUTPUT's, or png)")
+    decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
 
     rates = command(
         "rates",
@@ -209,6 +210,12 @@ def _quality(text: str) -> int:
 def _effort(text: str) -> int:
     if not re.fullmatch("[1-9]", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9, not {text!r}")
+    return int(text)
+
+
+def _layers(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,2}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
     return int(text)
 
 
@@ -409,7 +416,7 @@ def decode_command(args: argparse.Namespace) -> int:
 
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
-        picture = codec.decode(data)
+        picture = codec.decode(data, args.layers)
         seconds = time.perf_counter() - began
         written = image_bytes(to_pil(picture), kind)
         _write(job, written, args.force)

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,16 @@ class Encoded:
     data: bytes
     picture: Picture | None  # the decoded picture where it was verified
     seconds: dict[str, float]  # "fit", "network", "coder"; and of verification "verify_network", "verify_coder"
+
+
+@dataclass(frozen=True)
+class DecodedLayer:
+    """One layer of a file."""
+
+    levels: np.ndarray  # (c, h, w) int16
+    indices: np.ndarray  # (c, h, w) uint8, of the scales
+    z: Tensor  # (1, c, h, w) float64, the latent
+    seconds: float  # that the range coder took
 
 
 def lagrangian(picture: Picture, encoded: Encoded) -> float:
@@ -216,21 +226,24 @@ class Codec:
 
     # ---------------------------------------------------------------------------------------------- decoding
 
-    def decode(self, data: bytes) -> Picture:
+    def decode(self, data: bytes, layers: int | None = None) -> Picture:
         """Decompress a file.
 
-        Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), and MismatchError
-        where this device arrives at other latents than the encoder had.
+        layers: None is all; fewer give a preview, in which the finer layers are as the coarser ones lead one to expect.
+        A preview's latents cannot be compared with the encoder's.
+        Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), MismatchError where
+        this device arrives at other latents than the encoder had, and UsageError for a number of layers that the model
+        does not have.
         """
-        return self.decode_timed(data)[0]
+        return self.decode_timed(data, layers)[0]
 
     @torch.inference_mode()
-    def decode_timed(self, data: bytes) -> tuple[Picture, dict[str, float]]:
+    def decode_timed(self, data: bytes, layers: int | None = None) -> tuple[Picture, dict[str, float]]:
         """`decode`, and the seconds that "network" and range "coder" took."""
         began = time.perf_counter()
         parsed = container.parse(data)
         header = parsed.header
-        h, _, coder = self._decode_latents(parsed)
+        h, _, coder = self._decode_latents(parsed, layers)
         alpha = None
         if container.ALPHA in parsed.chunks:
             alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
@@ -250,48 +263,107 @@ class Codec:
     def information(self, data: bytes) -> list[np.ndarray]:
         """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
         bits: list[np.ndarray] = []
-        self._decode_latents(container.parse(data), lambda levels, i: bits.append(self._coder.symbol_bits(levels, i)))
+
+        def look(layer: DecodedLayer) -> None:
+            bits.append(self._coder.symbol_bits(layer.levels, layer.indices))
+
+        self._decode_latents(container.parse(data), look=look)
         return bits
+
+    @torch.inference_mode()
+    def latents(self, data: bytes, layers: int | None = None) -> list[np.ndarray]:
+        """The latents of a file's first `layers` layers (None: all), coarse to fine: (c, h, w) float32 each.
+
+        What the file says before any pixel is computed, for search or recognition. h and w are the picture's sides
+        divided by the layer's stride and rounded up; positions beyond its border are left out. Finer layers are not
+        read, and with less than all of them the latents cannot be compared with the encoder's.
+        Raises UsageError where the model has no such number of layers, and otherwise as `decode` does.
+        """
+        count = self._check_layers(layers)
+        parsed = container.parse(data)
+        height, width = parsed.header.height, parsed.header.width
+        found: list[np.ndarray] = []
+
+        def look(layer: DecodedLayer) -> None:
+            stride = self.strides[len(found)]
+            inside = layer.z[0, :, : -(-height // stride), : -(-width // stride)]
+            found.append(inside.float().cpu().numpy().copy())  # exact: the grid's values have at most 16 bits
+
+        if count == self.layers:
+            self._decode_latents(parsed, look=look)
+            return found
+        walk = self._walk(parsed)
+        prior = next(walk)
+        while True:
+            layer = self._decode_layer(parsed, prior)
+            look(layer)
+            if len(found) == count:
+                return found
+            prior = walk.send(layer.z)
 
     def estimated_bits(self, data: bytes) -> list[float]:
         """What the model's tables predict for each layer of a file, in bits, headers not included."""
         return [float(bits.sum()) for bits in self.information(data)]
 
     def _decode_latents(
-        self, parsed: Container, look: Callable[[np.ndarray, np.ndarray], None] | None = None
+        self,
+        parsed: Container,
+        layers: int | None = None,
+        look: Callable[[DecodedLayer], None] | None = None,
     ) -> tuple[Tensor, bytes, float]:
         """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds.
 
-        look: shown the levels and scale indices of every layer.
+        layers: how many to decode; the finer ones take the means of their priors, and then nothing is compared with
+        the encoder's latents. look: shown every layer that is decoded.
         """
+        count = self._check_layers(layers)
+        latents = LatentHash()
+        coder = 0.0
+
+        def choose(prior: Prior) -> Tensor:
+            nonlocal coder
+            if prior.layer >= count:
+                return prior.mean
+            layer = self._decode_layer(parsed, prior)
+            coder += layer.seconds
+            if look is not None:
+                look(layer)
+            latents.update(layer.z)
+            return layer.z
+
+        h = descend(self._walk(parsed), choose)
+        digest = latents.digest()
+        if count == self.layers and digest[:4] != parsed.header.latent_hash:
+            raise MismatchError(
+                "the decoded latents are not those of the encoder: this device or its software computes differently"
+            )
+        return h, digest, coder
+
+    def _check_layers(self, layers: int | None) -> int:
+        """How many layers are meant; None is all. Raises UsageError."""
+        if layers is None:
+            return self.layers
+        if not is_whole(layers) or not 1 <= layers <= self.layers:
+            raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers!r}")
+        return int(layers)
+
+    def _walk(self, parsed: Container) -> Generator[Prior, Tensor, Tensor]:
+        """The way down for a file that this model can decode. Raises ModelError, FormatError."""
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
         if len(parsed.streams) != self.layers:
             raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
         qualities = self._qualities(header.quality, header.offsets)
-        latents = LatentHash()
-        coder = 0.0
+        return self._topdown.walk(qualities, _padded(header.height), _padded(header.width))
 
-        def choose(prior: Prior) -> Tensor:
-            nonlocal coder
-            indices = _indices(prior)
-            began = time.perf_counter()
-            levels = self._coder.decode(parsed.streams[prior.layer], indices)
-            coder += time.perf_counter() - began
-            if look is not None:
-                look(levels, indices)
-            z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
-            latents.update(z)
-            return z
-
-        h = descend(self._topdown.walk(qualities, _padded(header.height), _padded(header.width)), choose)
-        digest = latents.digest()
-        if digest[:4] != header.latent_hash:
-            raise MismatchError(
-                "the decoded latents are not those of the encoder: this device or its software computes differently"
-            )
-        return h, digest, coder
+    def _decode_layer(self, parsed: Container, prior: Prior) -> DecodedLayer:
+        indices = _indices(prior)
+        began = time.perf_counter()
+        levels = self._coder.decode(parsed.streams[prior.layer], indices)
+        seconds = time.perf_counter() - began
+        z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
+        return DecodedLayer(levels, indices, z, seconds)
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:

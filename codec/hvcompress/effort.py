@@ -30,10 +30,10 @@ WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees
 
 
 def steps_of(effort: int) -> int:
-    """Training steps of an effort level 1..9: none, then 8, doubled with every level. Raises UsageError."""
+    """Training steps of an effort level 1..9: none, then 8, twice as many every two levels. Raises UsageError."""
     if not is_whole(effort) or effort not in LEVELS:
         raise UsageError(f"effort must be a whole number from {LEVELS[0]} to {LEVELS[-1]}, not {effort!r}")
-    return 0 if effort == 1 else 2 ** (int(effort) + 1)
+    return 0 if effort == 1 else round(8 * 2 ** ((int(effort) - 2) / 2))
 
 
 def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:

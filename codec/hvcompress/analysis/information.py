@@ -128,6 +128,25 @@ def minibatch_stratified(z: Tensor, mean: Tensor, log_std: Tensor, dataset_size:
     return _mixture(z, mean, log_std, torch.log(weights).to(mean))
 
 
+def uniform_stratified(
+    centre: Tensor, step: Tensor | float, dataset_size: int, generator: torch.Generator | None = None
+) -> Aggregate:
+    """`minibatch_stratified` for latents that are quantized, or have uniform noise in place of quantization.
+
+    Their posteriors are boxes of width `step`. A sample lies in its own box and in hardly any other of the batch, and
+    densities of boxes are flat or zero: the logarithms are constants or -inf, and the gradient vanishes. So each box is
+    replaced by a Gaussian of the same mean and variance, step^2 / 12, and z is drawn from that.
+
+    centre: (B, K), before quantization (the gradient flows through it). step: broadcasts to it, positive.
+    Raises ValueError as `minibatch_stratified`.
+    """
+    step = torch.as_tensor(step, dtype=centre.dtype, device=centre.device)
+    if not bool((step > 0).all()):
+        raise ValueError("steps must be positive")
+    log_std = torch.log(step / math.sqrt(12)).expand_as(centre)  # (B, K)
+    return minibatch_stratified(sample(centre, log_std, generator), centre, log_std, dataset_size)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The penalty
 
@@ -135,30 +154,10 @@ def minibatch_stratified(z: Tensor, mean: Tensor, log_std: Tensor, dataset_size:
 def total_correlation_penalty(aggregate: Aggregate, beta: float) -> Tensor:
     """(beta - 1) TC, the mean over the batch: what turns the negative ELBO into the loss of beta-TCVAE (equation 4).
 
-    aggregate: of a batch, from `minibatch_weighted` or `minibatch_stratified`. Scalar, nats per item.
+    aggregate: of a batch, from `minibatch_weighted`, `minibatch_stratified` or `uniform_stratified`. Scalar, nats per
+    item.
     """
     return (beta - 1.0) * aggregate.log_ratio.mean()
-
-
-def uniform_total_correlation_penalty(
-    centre: Tensor, step: Tensor | float, dataset_size: int, beta: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """`total_correlation_penalty` for latents that are quantized, or have uniform noise in place of quantization.
-
-    Their posteriors are boxes of width `step`. A sample lies in its own box and in hardly any other of the batch, and
-    densities of boxes are flat or zero: the logarithms are constants or -inf, and the gradient vanishes. So each box is
-    replaced by a Gaussian of the same mean and variance, step^2 / 12, and z is drawn from that.
-
-    centre: (B, K), before quantization (the gradient flows through it). step: broadcasts to it, positive.
-    The batch estimator is MSS. For a spatial latent (B, K, h, w), give its channel means, centre.mean((2, 3)), with
-    step / sqrt(h w): errors of different positions are independent. Raises ValueError as `minibatch_stratified`.
-    """
-    step = torch.as_tensor(step, dtype=centre.dtype, device=centre.device)
-    if not bool((step > 0).all()):
-        raise ValueError("steps must be positive")
-    log_std = torch.log(step / math.sqrt(12)).expand_as(centre)  # (B, K)
-    z = sample(centre, log_std, generator)
-    return total_correlation_penalty(minibatch_stratified(z, centre, log_std, dataset_size), beta)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Recipe:
     weight_exponent: float = 0.45
     offset_share: float = 0.25  # share of the images that train with per-layer offsets
     offset_range: int = 14  # in quality steps; 14 is a beta of about 2
+    beta_tc: dict[int, float] = field(default_factory=dict)  # layer (1 is the coarsest) -> weight of total correlation
     validate_every: int = 1000
     checkpoint_seconds: float = 240.0
 
@@ -78,10 +79,15 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(f"{path}: unknown settings: {', '.join(sorted(unknown))}")
     if "downscale" in training:
         training["downscale"] = tuple(training["downscale"])
+    if "beta_tc" in training:
+        training["beta_tc"] = {int(layer): float(beta) for layer, beta in training["beta_tc"].items()}
     recipe = Recipe(model=Config.from_dict(values["model"]), **training)
     for name in ("patch", "anneal_patch"):
         if getattr(recipe, name) % MAX_STRIDE:
             raise UsageError(f"{path}: {name} must be a multiple of {MAX_STRIDE}")
+    for layer, beta in recipe.beta_tc.items():
+        if not 1 <= layer <= len(recipe.model.latents) or not beta >= 0:
+            raise UsageError(f"{path}: beta_tc has a weight for layer {layer} of {beta:g}")
     return recipe
 
 
@@ -178,8 +184,8 @@ def draw(recipe: Recipe, batch: int, layers: int, step: int) -> tuple[Tensor, Te
     return quality, offsets.masked_fill(plain, 0)
 
 
-def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) -> objective.Outcome:
-    """One optimizer step on a batch (B, 3, H, W)."""
+def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator, images: int = 0) -> objective.Outcome:
+    """One optimizer step on a batch (B, 3, H, W) out of so many images."""
     device = image.device
     layers = len(recipe.model.latents)
     quality, offsets = (t.to(device) for t in draw(recipe, len(image), layers, run.step))
@@ -188,7 +194,14 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator) 
     run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
     with autocast(device):
         outcome = objective.evaluate(
-            run.model, image, quality, offsets, noise=noise, weight_exponent=recipe.weight_exponent
+            run.model,
+            image,
+            quality,
+            offsets,
+            noise=noise,
+            weight_exponent=recipe.weight_exponent,
+            beta_tc=recipe.beta_tc,
+            images=images,
         )
     run.muon.zero_grad()
     run.adam.zero_grad()
@@ -331,7 +344,7 @@ def train(
         while (end is None or run.step < end) and not stop.is_set():
             began = time.monotonic()
             noise.manual_seed(recipe.seed * 7_000_003 + run.step)
-            outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise)
+            outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise, len(crops.images))
             run.seconds += time.monotonic() - began
             now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
             now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
