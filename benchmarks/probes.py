@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,9 @@ def accuracies(
     centre = fit_on.mean(0)
     found = {}
     for name, classifier in (("logistic", LogisticRegression(max_iter=iterations)), ("svm", SVC())):
-        classifier.fit(fit_on - centre, fit_labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the logistic regression stopped before it had converged
+            classifier.fit(fit_on - centre, fit_labels)
         found[name] = float(classifier.score(test_on - centre, test_labels))
     return found
 

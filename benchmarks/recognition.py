@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +93,7 @@ def study(codec: Codec, images: NDArray, labels: NDArray, settings: list[Setting
         made = (
             {"what": what, "quality": None, "allocation": None} if setting is None else {"what": what} | vars(setting)
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the logistic regression stopped early
-            found = accuracies(features[:cut], labels[:cut], features[cut:], labels[cut:], ITERATIONS)
+        found = accuracies(features[:cut], labels[:cut], features[cut:], labels[cut:], ITERATIONS)
         bound = 1.0 if bits is None else float(fano_accuracy(bits * np.log(2), label_entropy, classes))
         figures = {"bits": bits, "dimensions": features.shape[1], "bound": bound, **found}
         return made | {name: round(v, 5) if isinstance(v, float) else v for name, v in figures.items()}

@@ -31,7 +31,8 @@ CHUNK = 1 << 18  # values of (K, S, N) that a full-data estimate works on at a t
 
 def log_density(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log q(z_ik | n) of every sample under every posterior: (S, K), (N, K), (N, K) -> (K, S, N)."""
-    z, mean, log_std = z.t()[:, :, None], mean.t()[:, None, :], log_std.t()[:, None, :]
+    # Contiguous in N, over which sums will run: else the layout of what follows is that of the transposes.
+    z, mean, log_std = z.t()[:, :, None], mean.t().contiguous()[:, None, :], log_std.t().contiguous()[:, None, :]
     standardised = (z - mean) * torch.exp(-log_std)  # (K, S, N)
     # -1/2 standardised^2 - log_std - 1/2 log 2 pi, in one pass: nearly all time is spent on arrays of this size.
     return torch.addcmul(-log_std - HALF_LOG_2PI, standardised, standardised, value=-0.5)
