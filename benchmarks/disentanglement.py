@@ -41,6 +41,7 @@ from hvcompress.analysis.information import (  # noqa: E402
     sample,
     total_correlation_penalty,
 )
+from probes import rank_correlation  # noqa: E402
 
 DATA = "procsprites_3x6x9x16x16.npz"
 SIDE = 32
@@ -323,19 +324,6 @@ def perform(runs: list[Run], sprites: Sprites, done: dict[Run, Figures], path: P
 # What they say
 
 
-def spearman(a: list[float], b: list[float]) -> float:
-    """Rank correlation; equal values have their mean rank. nan where one of them is constant."""
-
-    def ranks(values: list[float]) -> np.ndarray:
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    x, y = ranks(a), ranks(b)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
 @dataclass(frozen=True)
 class Verdict:
     claim: str
@@ -388,7 +376,7 @@ def verdicts(done: dict[Run, Figures]) -> list[Verdict]:
         )
     )
     uniform = [figures for run, figures in done.items() if run.weighting == "uniform"]
-    rho = spearman([f.total_correlation for f in uniform], [f.mig for f in uniform])
+    rho = rank_correlation([f.total_correlation for f in uniform], [f.mig for f in uniform])
     found.append(
         Verdict(
             "total correlation and MIG are negatively related over the runs",

@@ -1,8 +1,9 @@
-"""Classifiers that ask what latents know."""
+"""What the studies measure alike: classifiers that ask what latents know, and statistics."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +33,16 @@ def accuracies(
 def standard_error(accuracy: float, tested: int) -> float:
     """Of an accuracy measured on so many independent items."""
     return float(np.sqrt(accuracy * (1 - accuracy) / tested))
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's: that of the ranks, ties sharing theirs; nan if either is constant."""
+
+    def ranks(values: Sequence[float]) -> NDArray:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+    x, y = ranks(a), ranks(b)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])

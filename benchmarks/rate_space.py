@@ -33,7 +33,7 @@ from hvcompress.analysis import two_layer  # noqa: E402
 from hvcompress.analysis.bounds import entropy, fano_accuracy  # noqa: E402
 from hvcompress.analysis.two_layer import Bernoulli, FixedGaussian  # noqa: E402
 from hvcompress.console import progress_line  # noqa: E402
-from probes import accuracies, standard_error  # noqa: E402
+from probes import accuracies, rank_correlation, standard_error  # noqa: E402
 
 CLASSES = 10
 SAMPLES = 5000  # images drawn from each model's prior, in 5 splits
@@ -263,15 +263,6 @@ def total(row: dict) -> float:
 
 def is_diagonal(row: dict) -> bool:
     return row["beta2"] == row["beta1"]
-
-
-def rank_correlation(a: list[float], b: list[float]) -> float:
-    """Spearman's; nan if either is constant."""
-    from scipy.stats import rankdata
-
-    if len(set(a)) < 2 or len(set(b)) < 2:
-        return math.nan
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def steps(rows: list[dict], moved: str, figure: Callable[[dict], float]) -> tuple[int, int]:
