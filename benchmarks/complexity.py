@@ -42,7 +42,7 @@ def macs_per_pixel(model: HierarchicalVAE) -> dict[str, float]:
     def choose(prior):
         return model.encoder.posteriors[prior.layer](prior.feature, features[latents[prior.layer].stride], quality)
 
-    h = descend(model.topdown.walk(quality.expand(1, len(latents)), SIDE, SIDE), choose)
+    h = descend(model.topdown.walk(quality.expand(1, len(latents)), SIDE, SIDE), choose).all()
     model.synthesis(h, quality)
     return {part: total / SIDE**2 for part, total in counts.items()}
 

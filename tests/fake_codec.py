@@ -22,7 +22,7 @@ FINGERPRINT = "c0ffee00" * 8
 class FakeCodec:
     name, fingerprint, device, layers = "fake", FINGERPRINT, "cpu", 3
 
-    def encode(self, picture, quality=60, offsets=None, *, effort=1, verify=True, progress=None):
+    def encode(self, picture, quality=60, offsets=None, *, effort=1, verify=True, memory_limit=None, progress=None):
         if progress is not None and effort > 1:
             progress(0, 2)
             progress(1, 2)
@@ -42,7 +42,7 @@ class FakeCodec:
         seconds = {"fit": effort - 1.0, "network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
-    def decode(self, data, layers=None):
+    def decode(self, data, layers=None, crop=None, *, memory_limit=None, progress=None):
         if layers is not None and layers > self.layers:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers}")
         parsed = container.parse(data)

@@ -9,11 +9,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageCms
 
+from hvcompress.allocation import allocation_offsets
 from hvcompress.codec import load_model
 from hvcompress.image_io import Picture, to_pil
 
 GOLDEN = Path(__file__).parent / "golden"
+STRIDES = (64, 32, 16, 16, 16, 8, 8, 8)  # of the default model's layers
 
 
 def scene(height: int, width: int, seed: int) -> np.ndarray:
@@ -45,10 +48,23 @@ def cases() -> dict[str, tuple[Picture, int, tuple[int, ...] | None]]:
         "middle": (Picture(scene(128, 192, 5)), 50, None),
         "best": (Picture(scene(128, 192, 5)), 100, None),
         "betas": (Picture(scene(128, 192, 5)), 50, (12, 12, -6, 0, 6, 12, 12, 6)),
+        "hyperprior": (Picture(scene(96, 128, 10)), 50, allocation_offsets("hyperprior", STRIDES)),
+        "detail": (Picture(scene(96, 128, 10)), 50, allocation_offsets("detail", STRIDES)),
+        "icc": (
+            Picture(scene(40, 56, 11), icc=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+            60,
+            None,
+        ),
         "gray": (Picture(gray(scene(64, 64, 6)), gray=True), 60, None),
         "alpha": (Picture(scene(48, 40, 7), alpha=alpha), 60, None),
         "gray_alpha": (Picture(gray(scene(48, 40, 8)), gray=True, alpha=alpha), 60, None),
     }
+
+
+def segmented() -> Picture:
+    """Large enough for two segments, and smooth enough for a small file."""
+    y, x = np.mgrid[0:2080, 0:2048]
+    return Picture(np.stack([(x + y) // 17, x // 8, y // 9], 2).astype(np.uint8))
 
 
 def main() -> None:
@@ -60,6 +76,9 @@ def main() -> None:
         (GOLDEN / f"{name}.hvci").write_bytes(encoded.data)
         to_pil(encoded.picture).save(GOLDEN / f"{name}.png", optimize=True)
         digests[name] = codec.latent_digest(encoded.data)
+    data = codec.encode(segmented(), 0).data
+    (GOLDEN / "segmented.hvci").write_bytes(data)
+    digests["segmented"] = codec.latent_digest(data)
     (GOLDEN / "latents.json").write_text(json.dumps(digests, indent=1) + "\n")
 
 

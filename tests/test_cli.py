@@ -108,7 +108,7 @@ def test_exit_codes_are_those_of_the_classes_and_distinct(capsys):
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     codes = [kind.exit_code for kind in classes]
     assert len(set(codes)) == len(codes)
-    assert set(exit_codes()) == {0, *codes, 70, 130}
+    assert set(exit_codes()) == {0, *codes, 70, 129, 130, 143}
     main(["--help"])
     printed = capsys.readouterr().out
     for code, meaning in exit_codes().items():
@@ -591,7 +591,7 @@ def test_outputs_that_cannot_be_written(here, codec, capsys, monkeypatch):
     real = os.open
 
     def refuse(path, flags, *rest, **options):
-        if flags & os.O_CREAT:
+        if flags & (os.O_CREAT | getattr(os, "O_TMPFILE", 0) & ~getattr(os, "O_DIRECTORY", 0)):
             raise PermissionError(errno.EACCES, "Permission denied")
         return real(path, flags, *rest, **options)
 

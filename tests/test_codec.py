@@ -63,7 +63,9 @@ def test_latents_are_those_that_the_picture_is_made_of(tiny, photo):
     picture = read_picture(photo[:70, :90])
     encoded = tiny.encode(picture, 80)
     found = tiny.latents(encoded.data)
-    layers, _, digest = tiny.analyse(np.pad(picture.pixels, ((0, 58), (0, 38), (0, 0)), "edge"), 80, (0,) * tiny.layers)
+    layers: list[np.ndarray] = []
+    padded = np.pad(picture.pixels, ((0, 58), (0, 38), (0, 0)), "edge")
+    digest = tiny.analyse(padded, 80, (0,) * tiny.layers, lambda segment: layers.append(segment.levels))
     assert digest.hex() == tiny.latent_digest(encoded.data)
     for z, levels, stride in zip(found, layers, tiny.strides, strict=True):
         assert z.dtype == np.float32 and z.shape == (len(levels), -(-70 // stride), -(-90 // stride))
@@ -259,10 +261,12 @@ def test_unknown_device(tiny_folder, device):
 
 
 def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
-    def liar(*arguments):
-        levels, indices, digest = type(tiny).analyse(tiny, *arguments)
-        levels[2] = path_of(np.ones(levels[2].shape, np.int16))
-        return levels, indices, digest
+    def liar(pixels, quality, offsets, use, encoder, progress):
+        def instead(segment):
+            levels = path_of(np.ones(segment.levels.shape, np.int16))
+            use(dataclasses.replace(segment, levels=levels) if segment.layer == 2 else segment)
+
+        return type(tiny).analyse(tiny, pixels, quality, offsets, instead, encoder, progress)
 
     monkeypatch.setattr(tiny, "analyse", liar)
     with pytest.raises(MismatchError):
@@ -285,7 +289,7 @@ def latents(codec, qualities: torch.Tensor, levels: list[torch.Tensor], height: 
         seen.extend((prior.scale_index, z))
         return z
 
-    seen.append(descend(codec._topdown.walk(qualities, height, width), choose))
+    seen.append(descend(codec._topdown.walk(qualities, height, width), choose).all())
     return seen
 
 

@@ -106,7 +106,7 @@ def descend_with(parts, image, quality):
         chosen, _ = quantize((mean - prior.mean) / prior.step, prior.scale_index)
         return dequantize(prior, chosen, parts.topdown.snap)
 
-    return parts.synthesis(descend(parts.topdown.walk(levels, *image.shape[-2:]), choose), quality)
+    return parts.synthesis(descend(parts.topdown.walk(levels, *image.shape[-2:]), choose).all(), quality)
 
 
 def test_effort_repeats_itself_and_respects_betas(tiny, picture):
@@ -151,10 +151,10 @@ def test_the_relaxed_path_has_the_values_of_the_exact_one(tiny):
         return choose
 
     levels = torch.full((1, LAYERS), 50)
-    h = descend(exact.walk(levels, 64, 64), choose_with(exact.snap, torch.float64, "exact"))
+    h = descend(exact.walk(levels, 64, 64), choose_with(exact.snap, torch.float64, "exact")).all()
     start = torch.zeros((), requires_grad=True)
     choose = choose_with(soft.snap, torch.float32, "soft")
-    out = descend(soft.walk(levels, 64, 64), lambda prior: choose(prior) + start)
+    out = descend(soft.walk(levels, 64, 64), lambda prior: choose(prior) + start).all()
     assert torch.allclose(h, out.double(), atol=0.05)
     for (mean, index, step), (soft_mean, soft_index, soft_step) in zip(seen["exact"], seen["soft"], strict=True):
         assert torch.allclose(mean, soft_mean, atol=0.05) and torch.allclose(step, soft_step)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make_golden import segmented
 from PIL import Image
 
 import hvcompress
@@ -20,6 +21,7 @@ from hvcompress.errors import HvcompressError
 
 GOLDEN = Path(__file__).parent / "golden"
 DIGESTS: dict[str, str] = json.loads((GOLDEN / "latents.json").read_text())
+SEGMENTED = DIGESTS.pop("segmented")  # of a large picture, which takes some seconds
 
 
 def digests(codec) -> dict[str, str]:
@@ -39,6 +41,14 @@ def test_latents_and_pixels(shipped, name):
     assert decoded.mode == stored.mode and decoded.size == stored.size
     difference = np.asarray(decoded).astype(int) - np.asarray(stored)
     assert np.abs(difference).max() <= 1
+
+
+def test_a_large_picture(shipped):
+    """Of two segments, whose pixels are not stored: they are near those that were encoded."""
+    data = (GOLDEN / "segmented.hvci").read_bytes()
+    assert shipped.latent_digest(data) == SEGMENTED
+    part = shipped.decode(data, crop=(1000, 1500, 64, 64)).pixels.astype(int)
+    assert np.abs(part - segmented().pixels[1500:1564, 1000:1064]).mean() < 3
 
 
 def test_threads(shipped):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hvcompress.exact import ACTIVATION_LIMIT, ExactConv2d, freeze
+from hvcompress.exact import ExactConv2d, freeze
 from hvcompress.kernels import int8
 
 needs_exact_bytes = pytest.mark.skipif(not int8.pays(), reason="this CPU has no exact and fast products of bytes")
@@ -50,15 +50,6 @@ def test_exact_convolution_by_bytes_is_that_by_float64(batch, channels, outputs,
         conv.byte_weights, kept = None, conv.byte_weights
         assert torch.equal(by_bytes, conv(x))
         conv.byte_weights = kept
-
-
-@needs_exact_bytes
-def test_the_limit_itself_is_convolved_as_well():
-    conv = freeze(ExactConv2d(4, 4, 3))
-    x = torch.full((1, 4, 5, 5), ACTIVATION_LIMIT, dtype=torch.float64)
-    y = conv(x)
-    conv.byte_weights = None
-    assert torch.equal(y, conv(x))
 
 
 @needs_exact_bytes

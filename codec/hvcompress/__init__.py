@@ -108,11 +108,18 @@ def encode(
 
 
 def decode(
-    data: bytes, *, layers: int | None = None, model: str | os.PathLike | None = None, device: str = "auto"
+    data: bytes,
+    *,
+    layers: int | None = None,
+    crop: Sequence[int] | None = None,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
 ) -> PIL.Image.Image:
     """Decompress the bytes of an .hvci file to a PIL image of mode L, LA, RGB or RGBA.
 
     layers: how many to decode, from the coarsest, for a preview; None is all. With fewer the latents are not checked.
+    crop: left, top, width and height of a part. Of a large picture little more than its rows is decoded, and the
+        latents are not checked.
 
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
     MismatchError, UsageError.
@@ -121,7 +128,7 @@ def decode(
     from .image_io import to_pil
 
     data = bytes(data)
-    return to_pil(codec_for(data, device, model).decode(data, layers))
+    return to_pil(codec_for(data, device, model).decode(data, layers, crop))
 
 
 def encode_batch(
@@ -145,11 +152,11 @@ def encode_batch(
     """
     from functools import partial
 
-    from .batch import check_jobs, in_order
+    from .batch import check_jobs, results
 
     options = {"quality": quality, "beta": beta, "allocation": allocation, "effort": effort, "verify": verify}
     options |= {"model": model, "device": device}
-    return (done.result() for done in in_order(partial(encode, **options), images, check_jobs(jobs)))
+    return results(partial(encode, **options), images, check_jobs(jobs))
 
 
 def decode_batch(
@@ -158,10 +165,10 @@ def decode_batch(
     """`decode` of many files, several at a time, in order; otherwise as `encode_batch`."""
     from functools import partial
 
-    from .batch import check_jobs, in_order
+    from .batch import check_jobs, results
 
     work = partial(decode, model=model, device=device)
-    return (done.result() for done in in_order(work, files, check_jobs(jobs)))
+    return results(work, files, check_jobs(jobs))
 
 
 def latents(

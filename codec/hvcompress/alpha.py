@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import FormatError
+from .image_io import opened
 
 
 def pack_alpha(alpha: np.ndarray) -> bytes:
@@ -24,8 +25,9 @@ def unpack_alpha(data: bytes, width: int, height: int) -> np.ndarray:
     if len(data) == 1:
         return np.full((height, width), data[0], np.uint8)
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (width, height) or image.mode != "L":  # before any pixel is decoded
+        with opened(io.BytesIO(data), width * height) as image:
+            # Before any pixel is decoded.
+            if image.format != "PNG" or image.size != (width, height) or image.mode != "L":
                 raise FormatError("the alpha plane does not fit the picture")
             return np.asarray(image)
     except (FormatError, MemoryError):

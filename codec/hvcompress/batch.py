@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from .errors import UsageError
@@ -27,11 +28,14 @@ def check_jobs(jobs: int | None) -> int:
     return int(jobs)
 
 
-def in_order(work: Callable[[Any], Any], items: Iterable, jobs: int) -> Iterator[Future]:
+def in_order(
+    work: Callable[[Any], Any], items: Iterable, jobs: int, stopped: threading.Event | None = None
+) -> Iterator[Future]:
     """Finished futures of `work(item)`, in the order of the items, of which no more than 2 * jobs are taken ahead.
 
     While it runs with more than one job, torch's threads, a setting of the whole process, are shared out between them:
-    pictures side by side keep cores busier than many threads on one. Closing the iterator drops what has not begun.
+    pictures side by side keep cores busier than many threads on one. Closing the iterator drops what has not begun and
+    waits for what has; `stopped` is then set, so that long work may look at it and give up.
     """
     if jobs == 1:
         for item in items:
@@ -47,8 +51,17 @@ def in_order(work: Callable[[Any], Any], items: Iterable, jobs: int) -> Iterator
             while pending:
                 yield _awaited(pending)
         finally:
+            if stopped is not None:
+                stopped.set()
             for future in pending:
                 future.cancel()
+
+
+def results(work: Callable[[Any], Any], items: Iterable, jobs: int) -> Iterator[Any]:
+    """What `work(item)` returns, as `in_order` has it. Everything is put back before an error reaches the caller."""
+    with closing(in_order(work, items, jobs)) as finished:
+        for done in finished:
+            yield done.result()
 
 
 def _done(work: Callable[[Any], Any], item: Any) -> Future:
@@ -65,13 +78,25 @@ def _awaited(pending: deque[Future]) -> Future:
     return pending.popleft()
 
 
+_sharing = threading.Lock()
+_sharers: list[int] = []  # the jobs of every batch that is running
+_threads_before = 1  # torch's threads when the first of them began
+
+
 @contextmanager
 def _shared_threads(jobs: int) -> Iterator[None]:
+    """Batches that overlap share as well, and the last to end restores what the first has found."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // jobs))
+    global _threads_before
+    with _sharing:
+        if not _sharers:
+            _threads_before = torch.get_num_threads()
+        _sharers.append(jobs)
+        torch.set_num_threads(max(1, _threads_before // sum(_sharers)))
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _sharing:
+            _sharers.remove(jobs)
+            torch.set_num_threads(max(1, _threads_before // max(1, sum(_sharers))))

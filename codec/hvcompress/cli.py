@@ -14,9 +14,11 @@ import os
 import re
 import sys
 import textwrap
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -32,6 +34,7 @@ from .console import (
     read_standard_input,
     say,
     shown,
+    stopped_in_good_order,
     write_standard_output,
 )
 from .container import MAGIC, FileInfo, read_info
@@ -60,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = sys.argv[1:] if argv is None else argv
         args = _parser().parse_args(arguments or ["--help"])
-        code = args.run(args)
-        flush_standard_output()
+        with stopped_in_good_order():
+            code = args.run(args)
+            flush_standard_output()
         return code if arguments else UsageError.exit_code
     except SystemExit as done:  # argparse, after --help and --version
         with contextlib.suppress(OutputError):
@@ -143,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
     decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif or bmp (default: OUTPUT's, or png)")
+    decode.add_argument(
+        "--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time on large pictures"
+    )
     decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
 
     rates = command(
@@ -165,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     rates.add_argument("--json", action="store_true", help="one JSON object per line: see below")
 
     for made in (encode, decode):
+        made.add_argument(
+            "--memory-limit",
+            type=_bytes,
+            metavar="SIZE",
+            help="refuse pictures that need more, e.g. 6G (default: what is free)",
+        )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
         made.add_argument(
@@ -217,6 +230,19 @@ def _layers(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,2}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
     return int(text)
+
+
+def _crop(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be four whole numbers separated by commas, not {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([kMGT]?)i?B?", text, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a size as in 6G or 500M, not {text!r}")
+    return int(float(found[1]) * 1024 ** " kMGT".index(found[2] or " "))
 
 
 def _jobs(text: str) -> int:
@@ -327,14 +353,21 @@ def _for_each(
     quiet: bool,
     fatal: tuple[type, ...] = (),
     at_a_time: int = 1,
+    stopped: threading.Event | None = None,
 ) -> int:
     """Do the work of every job, one line each; a bad input does not stop the others, an error in `fatal` does.
 
-    work: returns the columns of its line. Returns the exit code: that of the first error.
+    work: returns the columns of its line. stopped: set when no result is waited for any more. Returns the exit code:
+    that of the first error.
     """
+    with contextlib.closing(in_order(work, jobs, at_a_time, stopped)) as outcomes:
+        return _report(jobs, outcomes, stream, quiet, fatal)
+
+
+def _report(jobs: list[Job], outcomes: Iterator[Future], stream: TextIO, quiet: bool, fatal: tuple[type, ...]) -> int:
     first_code = 0
     width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
-    for number, (job, done) in enumerate(zip(jobs, in_order(work, jobs, at_a_time), strict=True), 1):
+    for number, (job, done) in enumerate(zip(jobs, outcomes, strict=True), 1):
         try:
             columns = done.result()
             if columns is None or quiet:
@@ -359,6 +392,7 @@ def _size_columns(width: int, height: int, before: int, after: int) -> list[str]
 
 def encode_command(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output, ".hvci")
+    stopped = threading.Event()
 
     def work(job: Job) -> list[str]:
         from .image_io import read_picture
@@ -366,8 +400,8 @@ def encode_command(args: argparse.Namespace) -> int:
 
         _check_output(job, args.force)
         source = read_standard_input() if job.source == STANDARD else job.source
+        before = _size_of(source)
         picture = read_picture(source)
-        before = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
         codec = load_model(args.model, args.device)
@@ -378,7 +412,8 @@ def encode_command(args: argparse.Namespace) -> int:
                 _offsets(args, codec),
                 effort=args.effort,
                 verify=not args.no_verify,
-                progress=progress,
+                memory_limit=args.memory_limit,
+                progress=_until(stopped, progress),
             )
         _write(job, encoded.data, args.force)
         height, width = picture.pixels.shape[:2]
@@ -391,7 +426,30 @@ def encode_command(args: argparse.Namespace) -> int:
         ]
 
     use_memory_again()
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), min(args.jobs, len(jobs)))
+    at_a_time = min(args.jobs, len(jobs))
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), at_a_time, stopped)
+
+
+def _size_of(source: str | bytes) -> int:
+    """Bytes of an input, 0 where it cannot be told: reading it will say why."""
+    if isinstance(source, bytes):
+        return len(source)
+    try:
+        return os.path.getsize(source)
+    except (OSError, ValueError):
+        return 0
+
+
+def _until(stopped: threading.Event, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    """Progress that gives up when nobody waits for the result: else an interrupt would last as long as the effort."""
+
+    def step(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(done, total)
+
+    return step
 
 
 def _offsets(args: argparse.Namespace, codec: Codec) -> tuple[int, ...] | None:
@@ -406,6 +464,7 @@ def decode_command(args: argparse.Namespace) -> int:
     if suffix is not None:
         check_suffix(suffix)
     jobs = plan(args.input, args.output, suffix or ".png")
+    stopped = threading.Event()
 
     def work(job: Job) -> list[str]:
         _check_output(job, args.force)
@@ -416,15 +475,21 @@ def decode_command(args: argparse.Namespace) -> int:
 
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
-        picture = codec.decode(data, args.layers)
+        with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
+            picture = codec.decode(
+                data, args.layers, args.crop, memory_limit=args.memory_limit, progress=_until(stopped, progress)
+            )
         seconds = time.perf_counter() - began
-        written = image_bytes(to_pil(picture), kind)
-        _write(job, written, args.force)
         height, width = picture.pixels.shape[:2]
+        image = to_pil(picture)
+        del picture  # of large pictures there should be no more copies in memory than needed
+        written = image_bytes(image, kind)
+        _write(job, written, args.force)
         return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
 
     use_memory_again()
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), min(args.jobs, len(jobs)))
+    at_a_time = min(args.jobs, len(jobs))
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), at_a_time, stopped)
 
 
 def _report_stream(jobs: list[Job]) -> TextIO:

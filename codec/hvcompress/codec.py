@@ -12,14 +12,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import container
+from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
 from .effort import fit_encoder, steps_of
@@ -29,8 +31,9 @@ from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
-from .network import MAX_STRIDE, Encoder, Prior, dequantize, descend, scale_of
+from .network import MAX_STRIDE, PIXEL_STRIDE, Encoder, Prior, dequantize, descend, scale_of
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
+from .rows import Rows, cut
 from .scales import SCALE_LEVELS
 from .trellis import quantize
 
@@ -45,13 +48,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class DecodedLayer:
-    """One layer of a file."""
+class Segment:
+    """Rows of a layer that are coded together."""
 
+    layer: int  # 0 is the coarsest
     levels: np.ndarray  # (c, h, w) int16
     indices: np.ndarray  # (c, h, w) uint8, of the scales
     z: Tensor  # (1, c, h, w) float64, the latent
-    seconds: float  # that the range coder took
 
 
 def lagrangian(picture: Picture, encoded: Encoded) -> float:
@@ -74,13 +77,75 @@ def _grid_bytes(x: Tensor) -> bytes:
     return integers.astype("<i4").tobytes()
 
 
-def _indices(prior: Prior) -> np.ndarray:
-    """(c, h, w) uint8 scale indices, for the range coder."""
-    return prior.scale_index[0].to(torch.uint8).cpu().numpy()
+def _indices(scale_index: Tensor) -> np.ndarray:
+    """(1, c, h, w) -> (c, h, w) uint8, for the range coder."""
+    return scale_index[0].to(torch.uint8).cpu().numpy()
+
+
+def _rows_of(prior: Prior, first: int, last: int) -> Prior:
+    """What concerns rows first..last-1 of the layer, without the feature; itself where that is all."""
+    a, b = first - prior.top, last - prior.top
+    mean, index = cut(prior.mean, a, b), cut(prior.scale_index, a, b)
+    return replace(prior, top=first, feature=None, mean=mean, scale_index=index)
+
+
+class Features:
+    """The encoder's features of a picture: kept where that takes little memory, else made anew from the pixels."""
+
+    def __init__(self, encoder: Encoder, pixels: np.ndarray, quality: Tensor, finest: int):
+        """pixels: (H, W, 3) uint8. quality: (1,). finest: the smallest stride that will be asked for."""
+        self._encoder, self._pixels, self._quality = encoder, pixels, quality
+        self.height, self.width = (_padded(side) for side in pixels.shape[:2])
+        self._kept: dict[int, Rows] = {}
+        single = self.height * self.width <= plan.BAND_PIXELS
+        stride = finest if single else 2 * finest
+        while stride <= MAX_STRIDE:
+            rows = Rows(self.height // stride)
+            step = rows.height if single else max(1, plan.BAND_PIXELS // (self.width * stride))
+            for top in range(0, rows.height, step):
+                rows.add(top, self.take(stride, top, min(top + step, rows.height)))
+            self._kept[stride] = rows
+            stride *= 2
+
+    def take(self, stride: int, first: int, last: int) -> Tensor:
+        """Rows first..last-1 of the feature at a stride: (1, C, last - first, W/s)."""
+        if stride in self._kept:
+            return self._kept[stride].take(first, last)
+        finer = self._image if stride == PIXEL_STRIDE else partial(self.take, stride // 2)
+        return self._encoder.rows(stride, finer, first, last, self.height // stride, self._quality)
+
+    def _image(self, first: int, last: int) -> Tensor:
+        return to_tensor(self._pixels, self._quality.device, first, last)
+
+
+def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H', W') float in [0, 1], edges repeated up to multiples of 64.
+
+    first, last: only those rows of it.
+    """
+    height, width = pixels.shape[:2]
+    last = _padded(height) if last is None else last
+    inside = torch.tensor(pixels[min(first, height - 1) : last], device=device)
+    image = inside.permute(2, 0, 1)[None].float() / 255.0
+    image = F.pad(image, (0, _padded(width) - width, 0, last - first - len(inside)), mode="replicate")
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _ticker(bands: list[list[plan.Span]], progress: Callable[[int, int], None] | None) -> Callable[[], None]:
+    """To be called before every band and at the end; tells how many are done, if any layer has several."""
+    total = sum(map(len, bands))
+    counted = iter(range(total + 1))
+
+    def tick() -> None:
+        done = next(counted)
+        if progress is not None and total > len(bands):
+            progress(done, total)
+
+    return tick
 
 
 class LatentHash:
-    """SHA-256 of the latents in decoding order, as little-endian int32 multiples of 2^-10."""
+    """SHA-256 of the latents in decoding order, segment by segment, as little-endian int32 multiples of 2^-10."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -95,6 +160,18 @@ class LatentHash:
 
 def _padded(size: int) -> int:
     return -(-size // MAX_STRIDE) * MAX_STRIDE
+
+
+def _checked_crop(crop: Sequence[int] | None, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a part of a picture; None is all. Raises UsageError where it is not inside."""
+    if crop is None:
+        return 0, 0, width, height
+    if len(crop) != 4 or not all(map(is_whole, crop)):
+        raise UsageError(f"a crop is four whole numbers, left, top, width and height, not {crop!r}")
+    left, top, across, down = map(int, crop)
+    if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
+        raise UsageError(f"the crop {left},{top},{across},{down} is not inside the picture, {width}x{height}")
+    return left, top, across, down
 
 
 class Codec:
@@ -120,6 +197,7 @@ class Codec:
         *,
         effort: int = 1,
         verify: bool = True,
+        memory_limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
         """Compress a picture.
@@ -129,17 +207,22 @@ class Codec:
         of effort 1 by the measure that is minimised, `lagrangian`.
         verify: decode the bytes again, from the bytes alone, and compare the latents. Above effort 1 that is done in
         any case, since the decoded picture is needed.
-        progress: told the steps of fitting done, from 0, and how many there are.
+        memory_limit: in bytes; None is what the machine has to spare. A picture that needs more is refused at once.
+        progress: told how many of how many steps of fitting are done, from 0; at effort 1 how many bands of rows of a
+        picture that is too large to be coded at once.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
         offsets, quality, steps = self._check(quality, offsets), int(quality), steps_of(effort)
-        container.check_size(picture.pixels.shape[1], picture.pixels.shape[0])
-        plain = self._encode_with(self._encoder, picture, quality, offsets, verify or steps > 0)
+        height, width = picture.pixels.shape[:2]
+        container.check_size(width, height)
+        plan.check_memory(width, height, memory_limit)
+        verify = verify or steps > 0
+        plain = self._encode_with(self._encoder, picture, quality, offsets, verify, progress if steps == 0 else None)
         if steps == 0:
             return plain
         began = time.perf_counter()
         parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-        image = self._to_tensor(picture.pixels)
+        image = to_tensor(picture.pixels, self.device)
         encoder = fit_encoder(parts, image, picture.pixels.shape[:2], quality, offsets, steps, progress)
         fitting = time.perf_counter() - began
         fitted = self._encode_with(encoder, picture, quality, offsets, True)
@@ -148,15 +231,37 @@ class Codec:
         return Encoded(best.data, best.picture, seconds)
 
     def _encode_with(
-        self, encoder: Encoder, picture: Picture, quality: int, offsets: tuple[int, ...], verify: bool
+        self,
+        encoder: Encoder,
+        picture: Picture,
+        quality: int,
+        offsets: tuple[int, ...],
+        verify: bool,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
         """Compress with the given encoder, which need not be the model's own."""
         height, width = picture.pixels.shape[:2]
         began = time.perf_counter()
-        layers, indices, latent_hash = self.analyse(picture.pixels, quality, offsets, encoder)
-        networked = time.perf_counter() - began
-        streams = tuple(self._coder.encode(levels, i) for levels, i in zip(layers, indices, strict=True))
-        coded = time.perf_counter() - began - networked
+        parts: list[list[bytes]] = [[] for _ in self.strides]
+        coded = 0.0
+
+        def use(segment: Segment) -> None:
+            nonlocal coded
+            started = time.perf_counter()
+            parts[segment.layer].append(self._coder.encode(segment.levels, segment.indices))
+            coded += time.perf_counter() - started
+
+        halves = 1 + verify  # decoding visits as many bands
+
+        def first_half(done: int, total: int) -> None:
+            progress(done, halves * total)
+
+        def second_half(done: int, total: int) -> None:
+            progress(total + done, 2 * total)
+
+        watched = progress is not None
+        latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, first_half if watched else None)
+        networked = time.perf_counter() - began - coded
         chunks = {}
         if picture.icc is not None:
             chunks[container.ICC] = picture.icc
@@ -164,8 +269,10 @@ class Codec:
             chunks[container.ALPHA] = pack_alpha(picture.alpha)
         fingerprint = bytes.fromhex(self.fingerprint)[:4]
         header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4])
-        data = container.pack(Container(header, streams, chunks))
-        decoded, spent = self._verified(data) if verify else (None, {"network": 0.0, "coder": 0.0})
+        data = container.pack(Container(header, tuple(map(plan.join, parts)), chunks))
+        decoded, spent = None, {"network": 0.0, "coder": 0.0}
+        if verify:
+            decoded, spent = self._verified(data, second_half if watched else None)
         seconds = {
             "fit": 0.0,
             "network": networked,
@@ -175,10 +282,10 @@ class Codec:
         }
         return Encoded(data, decoded, seconds)
 
-    def _verified(self, data: bytes) -> tuple[Picture, dict[str, float]]:
+    def _verified(self, data: bytes, progress: Callable[[int, int], None] | None) -> tuple[Picture, dict[str, float]]:
         """Decode what is about to be handed out, from its bytes alone."""
         try:
-            return self.decode_timed(data)
+            return self.decode_timed(data, progress=progress)
         except (FormatError, MismatchError) as error:
             raise MismatchError("verification failed: the result does not decode to what was encoded") from error
 
@@ -196,62 +303,94 @@ class Codec:
 
     @torch.inference_mode()
     def analyse(
-        self, pixels: np.ndarray, quality: int, offsets: tuple[int, ...], encoder: Encoder | None = None
-    ) -> tuple[list[np.ndarray], list[np.ndarray], bytes]:
-        """(H, W, 3) uint8 -> per layer: levels (c, h, w) int16 and scale indices (c, h, w) uint8; the latents' SHA-256.
+        self,
+        pixels: np.ndarray,
+        quality: int,
+        offsets: tuple[int, ...],
+        use: Callable[[Segment], None],
+        encoder: Encoder | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> bytes:
+        """The latents of (H, W, 3) uint8, of which `use` is shown one segment after another; returns their SHA-256.
 
-        encoder: None is the model's own.
+        encoder: None is the model's own. progress: as `decode` tells it.
         """
         encoder = self._encoder if encoder is None else encoder
-        image = self._to_tensor(pixels)
         qualities = self._qualities(quality, offsets)
-        features = encoder(image, torch.tensor([quality], device=self.device))
-        layers: list[np.ndarray] = []
-        indices: list[np.ndarray] = []
+        features = Features(encoder, pixels, torch.tensor([quality], device=self.device), self.strides[-1])
         latents = LatentHash()
+        bands = self._bands(features.height, features.width)
+        tick = _ticker(bands, progress)
 
         def choose(prior: Prior) -> Tensor:
-            posterior, encoded = encoder.posteriors[prior.layer], features[self.strides[prior.layer]]
-            mean = posterior(prior.feature.float(), encoded, qualities[:, prior.layer])
+            tick()
+            layer, stride = prior.layer, self.strides[prior.layer]
+            first, height = prior.top - prior.above, prior.feature.shape[2]
+            encoded = features.take(stride, first, first + height)
+            mean = prior.inside(encoder.posteriors[layer](prior.feature.float(), encoded, qualities[:, layer]))
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-            levels, _ = quantize((target - prior.mean) / prior.step, prior.scale_index)
-            layers.append(levels[0].to(torch.int16).cpu().numpy())
-            indices.append(_indices(prior))
-            z = dequantize(prior, levels, self._topdown.snap)
-            latents.update(z)
-            return z
+            residual = (target - prior.mean) / prior.step
 
-        descend(self._topdown.walk(qualities, *image.shape[-2:]), choose)
-        return layers, indices, latents.digest()
+            def quantized(top: int, bottom: int) -> Tensor:
+                part = _rows_of(prior, top, bottom)
+                levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index)
+                z = dequantize(part, levels, self._topdown.snap)
+                use(Segment(layer, levels[0].to(torch.int16).cpu().numpy(), _indices(part.scale_index), z))
+                latents.update(z)
+                return z
+
+            return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
+
+        descend(self._topdown.walk(qualities, features.height, features.width, bands), choose)
+        tick()
+        return latents.digest()
 
     # ---------------------------------------------------------------------------------------------- decoding
 
-    def decode(self, data: bytes, layers: int | None = None) -> Picture:
+    def decode(
+        self,
+        data: bytes,
+        layers: int | None = None,
+        crop: tuple[int, int, int, int] | None = None,
+        *,
+        memory_limit: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Picture:
         """Decompress a file.
 
         layers: None is all; fewer give a preview, in which the finer layers are as the coarser ones lead one to expect.
-        A preview's latents cannot be compared with the encoder's.
+        crop: left, top, width and height of the part to decode; the work is that for its rows, and some around them.
+        The latents of a preview or of a part cannot be compared with the encoder's.
+        memory_limit: in bytes; None is what the machine has to spare. A file that needs more is refused at once.
+        progress: told how many of how many bands of rows are done, from 0, if there are several to a layer.
         Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), MismatchError where
         this device arrives at other latents than the encoder had, and UsageError for a number of layers that the model
         does not have.
         """
-        return self.decode_timed(data, layers)[0]
+        return self.decode_timed(data, layers, crop, memory_limit, progress)[0]
 
     @torch.inference_mode()
-    def decode_timed(self, data: bytes, layers: int | None = None) -> tuple[Picture, dict[str, float]]:
+    def decode_timed(
+        self,
+        data: bytes,
+        layers: int | None = None,
+        crop: tuple[int, int, int, int] | None = None,
+        memory_limit: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Picture, dict[str, float]]:
         """`decode`, and the seconds that "network" and range "coder" took."""
         began = time.perf_counter()
         parsed = container.parse(data)
         header = parsed.header
-        h, _, coder = self._decode_latents(parsed, layers)
+        left, top, width, height = _checked_crop(crop, header.width, header.height)
+        plan.check_memory(header.width, height, memory_limit)
+        columns, rows = slice(left, left + width), (top, top + height)
+        h, _, coder = self._decode_latents(parsed, layers, rows=rows, progress=progress)
         alpha = None
         if container.ALPHA in parsed.chunks:
-            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
-        pixels = self._synthesise(h, header.quality)[: header.height, : header.width]
-        if header.gray:
-            # The mean of the three planes; the network does not know that they should be equal.
-            pixels = np.repeat(np.rint(pixels.mean(2, keepdims=True)), 3, axis=2).astype(np.uint8)
-        picture = Picture(np.ascontiguousarray(pixels), header.gray, alpha, parsed.chunks.get(container.ICC))
+            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)[slice(*rows), columns]
+        pixels = self._synthesise(h, header.quality, (header.height, header.width), header.gray, rows, columns)
+        picture = Picture(pixels, header.gray, alpha, parsed.chunks.get(container.ICC))
         return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
 
     @torch.inference_mode()
@@ -262,13 +401,13 @@ class Codec:
     @torch.inference_mode()
     def information(self, data: bytes) -> list[np.ndarray]:
         """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
-        bits: list[np.ndarray] = []
+        bits: list[list[np.ndarray]] = [[] for _ in self.strides]
 
-        def look(layer: DecodedLayer) -> None:
-            bits.append(self._coder.symbol_bits(layer.levels, layer.indices))
+        def look(segment: Segment) -> None:
+            bits[segment.layer].append(self._coder.symbol_bits(segment.levels, segment.indices))
 
         self._decode_latents(container.parse(data), look=look)
-        return bits
+        return [np.concatenate(parts, 1) for parts in bits]
 
     @torch.inference_mode()
     def latents(self, data: bytes, layers: int | None = None) -> list[np.ndarray]:
@@ -282,24 +421,17 @@ class Codec:
         count = self._check_layers(layers)
         parsed = container.parse(data)
         height, width = parsed.header.height, parsed.header.width
-        found: list[np.ndarray] = []
+        found: list[list[np.ndarray]] = [[] for _ in range(count)]
 
-        def look(layer: DecodedLayer) -> None:
-            stride = self.strides[len(found)]
-            inside = layer.z[0, :, : -(-height // stride), : -(-width // stride)]
-            found.append(inside.float().cpu().numpy().copy())  # exact: the grid's values have at most 16 bits
+        def look(segment: Segment) -> None:
+            inside = segment.z[0, :, :, : -(-width // self.strides[segment.layer])]
+            found[segment.layer].append(inside.float().cpu().numpy().copy())  # exact: the grid's values have 16 bits
 
-        if count == self.layers:
-            self._decode_latents(parsed, look=look)
-            return found
-        walk = self._walk(parsed)
-        prior = next(walk)
-        while True:
-            layer = self._decode_layer(parsed, prior)
-            look(layer)
-            if len(found) == count:
-                return found
-            prior = walk.send(layer.z)
+        self._decode_latents(parsed, count, look, further=False)
+        return [
+            np.concatenate(parts, 1)[:, : -(-height // stride)]
+            for parts, stride in zip(found, self.strides, strict=False)
+        ]
 
     def estimated_bits(self, data: bytes) -> list[float]:
         """What the model's tables predict for each layer of a file, in bits, headers not included."""
@@ -309,35 +441,89 @@ class Codec:
         self,
         parsed: Container,
         layers: int | None = None,
-        look: Callable[[DecodedLayer], None] | None = None,
-    ) -> tuple[Tensor, bytes, float]:
+        look: Callable[[Segment], None] | None = None,
+        further: bool = True,
+        rows: plan.Span | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Rows | None, bytes, float]:
         """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds.
 
         layers: how many to decode; the finer ones take the means of their priors, and then nothing is compared with
-        the encoder's latents. look: shown every layer that is decoded.
+        the encoder's latents. look: shown every segment that is decoded. further: whether to go on to the last feature
+        when all those layers are decoded. rows: of pixels, if not all are wanted; then nothing is compared either.
         """
         count = self._check_layers(layers)
+        height, width = _padded(parsed.header.height), _padded(parsed.header.width)
         latents = LatentHash()
+        bands = self._bands(height, width, rows)
+        tick = _ticker(bands, progress)
+        streams: list[bytes] = []  # of the layer that is being decoded, by segment
         coder = 0.0
 
         def choose(prior: Prior) -> Tensor:
-            nonlocal coder
+            tick()
             if prior.layer >= count:
                 return prior.mean
-            layer = self._decode_layer(parsed, prior)
-            coder += layer.seconds
-            if look is not None:
-                look(layer)
-            latents.update(layer.z)
-            return layer.z
+            stride = self.strides[prior.layer]
+            if prior.top == bands[prior.layer][0][0]:
+                size = height // stride, width // stride
+                streams[:] = plan.split(parsed.streams[prior.layer], len(plan.segments(*size)))
 
-        h = descend(self._walk(parsed), choose)
+            def decoded(number: int, top: int, bottom: int) -> Tensor:
+                nonlocal coder
+                part = _rows_of(prior, top, bottom)
+                indices = _indices(part.scale_index)
+                began = time.perf_counter()
+                levels = self._coder.decode(streams[number], indices)
+                coder += time.perf_counter() - began
+                z = dequantize(part, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
+                latents.update(z)
+                if look is not None:
+                    look(Segment(prior.layer, levels, indices, z))
+                return z
+
+            return self._by_segments(prior, height, width, decoded)
+
+        walk = self._walk(parsed, bands)
+        try:
+            prior = next(walk)
+            while further or prior.layer < count:
+                prior = walk.send(choose(prior))
+            return None, latents.digest(), coder
+        except StopIteration as stop:
+            h = stop.value
+        tick()
         digest = latents.digest()
-        if count == self.layers and digest[:4] != parsed.header.latent_hash:
+        complete = count == self.layers and rows in (None, (0, parsed.header.height))
+        if complete and digest[:4] != parsed.header.latent_hash:
             raise MismatchError(
                 "the decoded latents are not those of the encoder: this device or its software computes differently"
             )
         return h, digest, coder
+
+    def _by_segments(self, prior: Prior, height: int, width: int, make: Callable[[int, int, int], Tensor]) -> Tensor:
+        """The latent of a band, made segment by segment: make(number, top, bottom) -> (1, c, bottom - top, w)."""
+        stride = self.strides[prior.layer]
+        spans = plan.segments(height // stride, width // stride)
+        bottom = prior.top + prior.mean.shape[2]
+        made = [make(n, *span) for n, span in enumerate(spans) if prior.top <= span[0] < bottom]
+        return made[0] if len(made) == 1 else torch.cat(made, 2)
+
+    def _bands(self, height: int, width: int, rows: plan.Span | None = None) -> list[list[plan.Span]]:
+        """Which rows of each layer to compute at a time, for a picture of that size with its padding.
+
+        rows: of pixels that are wanted; None is all.
+        """
+        if rows is None:
+            return [plan.bands(height // stride, width // stride) for stride in self.strides]
+        needed = rows[0] // PIXEL_STRIDE, -(-rows[1] // PIXEL_STRIDE)
+        needed = self._synthesis.rows_before(*needed, height // PIXEL_STRIDE)
+        found: list[list[plan.Span]] = []
+        for layer in reversed(range(self.layers)):
+            size = height // self.strides[layer], width // self.strides[layer]
+            found.insert(0, plan.bands(*size, needed))
+            needed = self._topdown.rows_before(layer, found[0][0][0], found[0][-1][1], size[0])
+        return found
 
     def _check_layers(self, layers: int | None) -> int:
         """How many layers are meant; None is all. Raises UsageError."""
@@ -347,7 +533,7 @@ class Codec:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers!r}")
         return int(layers)
 
-    def _walk(self, parsed: Container) -> Generator[Prior, Tensor, Tensor]:
+    def _walk(self, parsed: Container, bands: list[list[plan.Span]]) -> Generator[Prior, Tensor, Rows]:
         """The way down for a file that this model can decode. Raises ModelError, FormatError."""
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
@@ -355,15 +541,7 @@ class Codec:
         if len(parsed.streams) != self.layers:
             raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
         qualities = self._qualities(header.quality, header.offsets)
-        return self._topdown.walk(qualities, _padded(header.height), _padded(header.width))
-
-    def _decode_layer(self, parsed: Container, prior: Prior) -> DecodedLayer:
-        indices = _indices(prior)
-        began = time.perf_counter()
-        levels = self._coder.decode(parsed.streams[prior.layer], indices)
-        seconds = time.perf_counter() - began
-        z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
-        return DecodedLayer(levels, indices, z, seconds)
+        return self._topdown.walk(qualities, _padded(header.height), _padded(header.width), bands)
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:
@@ -378,7 +556,7 @@ class Codec:
             return dequantize(prior, torch.round(2 * noise * scale_of(prior.scale_index)), self._topdown.snap)
 
         h = descend(self._topdown.walk(qualities, _padded(height), _padded(width)), choose)
-        return Picture(np.ascontiguousarray(self._synthesise(h, quality)[:height, :width]))
+        return Picture(self._synthesise(h, quality, (height, width)))
 
     # ---------------------------------------------------------------------------------------------- helpers
 
@@ -386,23 +564,38 @@ class Codec:
         """(1, L) quality index of every layer."""
         return torch.tensor([layer_qualities(quality, offsets)], device=self.device)
 
-    def _to_tensor(self, pixels: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> (1, 3, H', W') float in [0, 1], edges repeated up to multiples of 64."""
-        height, width = pixels.shape[:2]
-        image = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None].float() / 255.0
-        image = F.pad(image, (0, _padded(width) - width, 0, _padded(height) - height), mode="replicate")
-        return image.contiguous(memory_format=torch.channels_last)
+    def _synthesise(
+        self,
+        h: Rows,
+        quality: int,
+        size: tuple[int, int],
+        gray: bool = False,
+        rows: plan.Span | None = None,
+        columns: slice = slice(None),
+    ) -> np.ndarray:
+        """(1, C, H'/8, W'/8) -> (H, W, 3) uint8, or `rows` and `columns` of that.
 
-    def _synthesise(self, h: Tensor, quality: int) -> np.ndarray:
-        """(1, C, H'/8, W'/8) float64 -> (H', W', 3) uint8."""
+        size: H, W. gray: all planes are the rounded mean of the three.
+        """
+        first, last = rows or (0, size[0])
         level = torch.tensor([quality], device=self.device)
-        if self.device.type == "cuda":
-            # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
-            with _tf32, torch.backends.cudnn.flags(allow_tf32=False):
-                output = self._synthesis(h.float(), level)
-        else:
-            output = self._synthesis(h.float(), level)
-        return (output[0] * 255.0).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        pixels = np.empty((last - first, len(range(size[1])[columns]), 3), np.uint8)
+        height, width = _padded(size[0]) // PIXEL_STRIDE, _padded(size[1])
+        step = max(1, plan.BAND_PIXELS // (PIXEL_STRIDE * width))
+        # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
+        exactly = torch.backends.cudnn.flags(allow_tf32=False) if self.device.type == "cuda" else nullcontext()
+        with _tf32 if self.device.type == "cuda" else nullcontext(), exactly:
+            for top in range(first // PIXEL_STRIDE, -(-last // PIXEL_STRIDE), step):
+                bottom = min(top + step, -(-last // PIXEL_STRIDE))
+                output = self._synthesis.rows(lambda a, b: h.take(a, b).float(), top, bottom, height, level)
+                values = (output[0, :, :, : size[1]] * 255.0).round().clamp(0, 255).to(torch.uint8)
+                band = values.permute(1, 2, 0).cpu().numpy()[:, columns]
+                a, b = max(first, PIXEL_STRIDE * top), min(last, PIXEL_STRIDE * bottom)
+                band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]
+                if gray:  # the network does not know that the planes should be equal
+                    band = np.rint(band.mean(2, keepdims=True))
+                pixels[a - first : b - first] = band
+        return pixels
 
     @torch.inference_mode()
     def self_test(self) -> str:
@@ -428,7 +621,7 @@ class Codec:
         there_and_back(np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 64).reshape(SCALE_LEVELS, 8, 8))
 
         def choose(prior: Prior) -> Tensor:
-            levels = there_and_back(_indices(prior))
+            levels = there_and_back(_indices(prior.scale_index))
             z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
             digest.update(_grid_bytes(z))
             return z
@@ -436,7 +629,7 @@ class Codec:
         for quality in (10, 90):
             qualities = torch.tensor([[quality] * self.layers], device=self.device)
             h = descend(self._topdown.walk(qualities, 64, 128), choose)
-            digest.update(_grid_bytes(h))
+            digest.update(_grid_bytes(h.all()))
         return digest.hexdigest()
 
 
@@ -447,7 +640,7 @@ class Codec:
 def pick_device(device: str = "auto") -> torch.device:
     """auto is CUDA where there is one, else the CPU. Raises DeviceError."""
     if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         picked = torch.device(device)
     except RuntimeError as error:
@@ -455,6 +648,8 @@ def pick_device(device: str = "auto") -> torch.device:
     if picked.type not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
     if picked.type == "cuda":
+        if getattr(torch.cuda, "_is_in_bad_fork", bool)():
+            raise DeviceError("CUDA was in use when this process was forked; have it started by spawn, not by fork")
         picked = torch.device("cuda", picked.index or 0)
         if picked.index >= torch.cuda.device_count():
             raise DeviceError(f"there is no device {device}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +18,8 @@ from typing import TextIO
 from . import errors
 from .errors import HvcompressError, InputError, LimitError, OutputError
 
-UNEXPECTED, INTERRUPTED = 70, 130  # as in sysexits.h (EX_SOFTWARE), and 128 + SIGINT
+UNEXPECTED = 70  # as in sysexits.h (EX_SOFTWARE)
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143  # 128 + SIGHUP, SIGINT, SIGTERM, as a shell reports their victims
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)  # torch's words
 
 
@@ -23,9 +27,37 @@ def exit_codes() -> dict[int, str]:
     """Exit code -> meaning: the first clause of each error class's docstring, so that help cannot drift from code."""
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     meanings = {0: "Success", UNEXPECTED: "A fault in this program", INTERRUPTED: "Interrupted (Ctrl-C)"}
+    meanings |= {HUNG_UP: "The terminal was closed (SIGHUP)", TERMINATED: "Asked to stop (SIGTERM)"}
     for kind in classes:
         meanings[kind.exit_code] = re.split(r" \(|[;:.](?:\s|$)", " ".join(kind.__doc__.split()))[0]
     return dict(sorted(meanings.items()))
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP; ends a command as Ctrl-C does, so that nothing half-made stays behind."""
+
+    def __init__(self, number: int):
+        self.exit_code, self.text = 128 + number, "terminated" if number == signal.SIGTERM else "hung up"
+
+
+@contextlib.contextmanager
+def stopped_in_good_order() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise Stopped, unless whoever started this process had them ignored (nohup)."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others may not
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def debugging() -> bool:
@@ -83,6 +115,8 @@ def complain(error: BaseException, name: str = "") -> int:
     code = UNEXPECTED
     if isinstance(error, HvcompressError):
         code, text = error.exit_code, str(error)
+    elif isinstance(error, Stopped):
+        code, text = error.exit_code, error.text
     elif isinstance(error, KeyboardInterrupt):
         code, text = INTERRUPTED, "interrupted"
     elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
@@ -112,8 +146,13 @@ def write_standard_output(data: bytes) -> None:
     """Raises OutputError."""
     if sys.stdout is None:
         raise OutputError("standard output is closed")
+    rest = memoryview(data)
     with _output_errors():
-        sys.stdout.buffer.write(data)
+        while rest:  # with PYTHONUNBUFFERED there is no buffer, and a call may write only a part and say no more
+            written = sys.stdout.buffer.write(rest)
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            rest = rest[written:]
         sys.stdout.buffer.flush()
 
 

@@ -15,7 +15,7 @@ from .quality import LEVELS, MAX_OFFSET
 MAGIC = b"\x8fHV"  # the first byte is not ASCII, so no text file starts like this
 VERSION = 1
 MAX_SIDE = 65535
-MAX_PIXELS = 89_478_485  # Pillow's own limit
+MAX_PIXELS = 1 << 30  # a program may set a lower limit, by the memory that it has
 FLAG_GRAY, FLAG_OFFSETS, FLAG_CHUNKS, FLAG_RESERVED = 1, 2, 4, 8
 MIN_BYTES = 20
 ALPHA, ICC = b"ALPH", b"ICCP"  # an upper-case first letter marks a chunk that a decoder must understand
@@ -71,7 +71,7 @@ def check_size(width: int, height: int) -> None:
         raise LimitError(f"{width}x{height}: more than {MAX_PIXELS} pixels")
 
 
-def _varint(value: int) -> bytes:
+def pack_varint(value: int) -> bytes:
     """Little-endian base 128: seven bits a byte, the high bit set on all but the last."""
     out = bytearray()
     while value >= 128:
@@ -79,6 +79,12 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def unpack_varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number at a position, and the position after it. Raises FormatError."""
+    reader = _Reader(data, position)
+    return reader.varint(), reader.position
 
 
 class _Reader:
@@ -109,7 +115,7 @@ def pack(container: Container) -> bytes:
     """The bytes of a file. Inverse of `parse`."""
     header, streams = container.header, container.streams
     check_size(header.width, header.height)
-    section = b"".join(tag + _varint(len(body)) + body for tag, body in container.chunks.items())
+    section = b"".join(tag + pack_varint(len(body)) + body for tag, body in container.chunks.items())
     offsets = bytes(offset & 255 for offset in header.offsets) if any(header.offsets) else b""
     flags = header.gray * FLAG_GRAY | bool(offsets) * FLAG_OFFSETS | bool(section) * FLAG_CHUNKS | len(streams) << 4
     body = b"".join(
@@ -118,11 +124,11 @@ def pack(container: Container) -> bytes:
             header.fingerprint,
             header.latent_hash,
             bytes((header.quality,)),
-            _varint(header.width),
-            _varint(header.height),
+            pack_varint(header.width),
+            pack_varint(header.height),
             offsets,
-            _varint(len(section)) if section else b"",
-            *(_varint(len(stream)) for stream in streams[:-1]),
+            pack_varint(len(section)) if section else b"",
+            *(pack_varint(len(stream)) for stream in streams[:-1]),
             *streams,
             section,
         )

@@ -21,10 +21,11 @@ from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, from_lanes, positions_of, to
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
+# Zeros after the end that a decoder may need: two words of the coder's state, and as many that happen to be zero. Who
+# needs more was given less than an encoder writes, and a small file that declares a huge picture is found out early.
+SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
-
-_NEXT = np.array(NEXT, np.uint8).ravel()  # [2 * state + parity]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _quantizers(symbols: np.ndarray) -> np.ndarray:
     state = np.zeros(parities.shape[1], np.uint8)
     for step, parity in enumerate(parities):
         states[step] = state
-        state = _NEXT[2 * state + parity]
+        state = NEXT[state, parity]
     return states & 1
 
 
@@ -209,7 +210,7 @@ class LayerCoder:
 
     def decode(self, data: bytes, indices: np.ndarray) -> np.ndarray:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
-        padded = data + b"\0" * (-len(data) % 4)
+        padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
         keys = _split(indices)  # (T, n) scale indices, to which quantizer and parity are added
         active = _active(indices.shape)
@@ -222,7 +223,9 @@ class LayerCoder:
                 key += (now & 1) << 6
                 parity = decoder.decode(self._parity, self._odd[key]).astype(np.uint8)
                 key += parity << 7
-                state[:count] = _NEXT[2 * now + parity]
+                state[:count] = NEXT[now, parity]
+                if decoder.maybe_exhausted():
+                    raise FormatError("a layer's bytes are too few")
             flat = keys[present]
             symbols = np.empty(flat.shape, np.int32)
             for key, positions, reach, smallest in self._groups(flat):

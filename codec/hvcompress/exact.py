@@ -1,10 +1,10 @@
 """Fixed-point arithmetic carried in float64: the same bits on every device.
 
 Everything that decides how the bitstream is read lies on dyadic grids: activations are multiples of 2^-10 within
-[-32, 32], weights multiples of 2^-12 within [-8, 8). A product of two such values, and every partial sum of products,
-is an integer multiple of 2^-22 far below 2^53 of them, hence exact in float64, hence independent of the order of
-summation, of fused multiply-add, and of the library that runs it. `docs/exactness.md` has the argument in full;
-`prove` checks its premise for given weights.
+[-32, 32), so they have 16 bits, weights multiples of 2^-12 within [-8, 8). A product of two such values, and every
+partial sum of products, is an integer multiple of 2^-22 far below 2^53 of them, hence exact in float64, hence
+independent of the order of summation, of fused multiply-add, and of the library that runs it. `docs/exactness.md` has
+the argument in full; `prove` checks its premise for given weights.
 
 The same modules are trained in ordinary floating point; `freeze` moves them to the grid once, at export.
 """
@@ -24,16 +24,27 @@ from .quality import LEVELS, interpolation
 
 ACTIVATION_BITS = 10
 ACTIVATION_LIMIT = 32.0
+ACTIVATION_MAX = ACTIVATION_LIMIT - 2.0**-ACTIVATION_BITS  # the largest activation: int16 holds them all
 WEIGHT_BITS = 12  # int16 holds |w| < 8
 BIAS_BITS = 22  # the grid of the products, so that adding a bias needs no rounding
 TABLE_BITS = 10
 EXACT_LIMIT = 2.0**52  # integers of float64 below this, and their halves, are exact
-PROFILE = "float64-dyadic-1"  # names the rules above; part of a model's fingerprint
+PROFILE = "float64-dyadic-2"  # names the rules above; part of a model's fingerprint
 
 
 def round_half_up(x: Tensor) -> Tensor:
     """floor(x + 1/2): unlike round-half-even, a rule that integer shifts reproduce."""
     return torch.floor(x + 0.5)
+
+
+def to_units(x: Tensor) -> Tensor:
+    """(...) activations on the grid -> int16, the multiples of 2^-10."""
+    return (x * 2.0**ACTIVATION_BITS).to(torch.int16)
+
+
+def from_units(x: Tensor) -> Tensor:
+    """Inverse of `to_units`, in float64."""
+    return x.double().mul_(2.0**-ACTIVATION_BITS)
 
 
 class Snap(nn.Module):
@@ -44,7 +55,7 @@ class Snap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.exact:  # round_half_up in units of the grid; in place, since fresh memory costs more than arithmetic
             y = x * 2.0**ACTIVATION_BITS
-            return y.add_(0.5).floor_().mul_(2.0**-ACTIVATION_BITS).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            return y.add_(0.5).floor_().mul_(2.0**-ACTIVATION_BITS).clamp_(-ACTIVATION_LIMIT, ACTIVATION_MAX)
         return F.hardtanh(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)  # a clamp whose backward pass is one kernel
 
 
@@ -64,10 +75,8 @@ class ExactConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.exact:
             return super().forward(x)
-        # An activation of the limit itself, 2^15 units, is beyond 16 bits.
-        if self.byte_weights is not None and x.device.type == "cpu" and x.max() < ACTIVATION_LIMIT:
-            units = (x * 2.0**ACTIVATION_BITS).to(torch.int16)
-            return int8.convolve(units, self.byte_weights).mul_(2.0**-BIAS_BITS)
+        if self.byte_weights is not None and x.device.type == "cpu":
+            return int8.convolve(to_units(x), self.byte_weights).mul_(2.0**-BIAS_BITS)
         batch, _, height, width = x.shape
         k = self.kernel_size[0]
         patches = x.reshape(batch, -1, height * width) if k == 1 else F.unfold(x, k, padding=k // 2)
@@ -142,7 +151,7 @@ def to_integers(module: nn.Module) -> dict[str, Tensor]:
             covered.add(_join(name, "knots"))
     for name, parameter in module.named_parameters():
         if name not in covered:  # the learned start vector
-            put(name, _on_grid(parameter.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT), ACTIVATION_BITS), torch.int32)
+            put(name, _on_grid(parameter.clamp(-ACTIVATION_LIMIT, ACTIVATION_MAX), ACTIVATION_BITS), torch.int32)
     return integers
 
 

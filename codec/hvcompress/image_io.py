@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import secrets
-import shutil
 import stat
 import threading
 import warnings
@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from .container import MAGIC, MAX_PIXELS, check_size
 from .errors import InputError, LimitError, OutputError, UsageError
+from .plan import check_memory
 
 # Suffix -> Pillow's name of the format and how to save. Decoding adds no second loss, except to JPEG.
 FORMATS: dict[str, tuple[str, dict]] = {
@@ -77,13 +78,13 @@ def read_picture(
     if isinstance(source, Image.Image):
         return _from_image(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        with _opened(io.BytesIO(source), max_pixels) as image:
+        with opened(io.BytesIO(source), max_pixels) as image:
             return _from_image(image, max_pixels)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"cannot read a picture from {type(source).__name__}")
     path = os.fsdecode(source)
     try:
-        with _open(path) as file, _opened(file, max_pixels) as image:
+        with _open(path) as file, opened(file, max_pixels) as image:
             return _from_image(image, max_pixels)
     except (InputError, LimitError) as error:
         raise type(error)(f"{path}: {error}") from error
@@ -113,7 +114,7 @@ _opening = threading.Lock()
 
 
 @contextlib.contextmanager
-def _opened(file: io.BufferedIOBase, max_pixels: int) -> Iterator[Image.Image]:
+def opened(file: io.BufferedIOBase, max_pixels: int) -> Iterator[Image.Image]:
     """The header of an image file, read by Pillow; pixels are not decoded yet."""
     try:
         # Read ahead here: a file that is a directory, empty or ours deserves a better message than Pillow's.
@@ -163,11 +164,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises InputError, and LimitError where there is not the memory for such a picture."""
     if width == 0 or height == 0:
         raise InputError(f"{width}x{height}: the image has no pixels")
     check_size(width, height)
     if width * height > max_pixels:
         raise LimitError(f"{width}x{height}: more than {max_pixels} pixels")
+    check_memory(width, height)
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Picture:
@@ -254,7 +257,7 @@ def to_pil(picture: Picture) -> Image.Image:
     planes = [picture.pixels[..., :1] if picture.gray else picture.pixels]
     if picture.alpha is not None:
         planes.append(picture.alpha[..., None])
-    stacked = np.concatenate(planes, axis=2)
+    stacked = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]  # large pictures: no needless copy
     image = Image.fromarray(np.ascontiguousarray(stacked[..., 0] if stacked.shape[2] == 1 else stacked))
     if picture.icc is not None:
         image.info["icc_profile"] = picture.icc
@@ -292,13 +295,14 @@ def image_bytes(image: Image.Image, suffix: str = ".png") -> bytes:
 def write_atomically(path: str | os.PathLike, data: bytes, *, overwrite: bool) -> None:
     """Write a file so that at any moment there is the old one (or none) or the complete new one under its name.
 
-    The bytes go to a temporary file in the same folder, to the disk, and then under their name in one step. A
-    symbolic link is followed; pipes and devices (/dev/null) are written to as they are.
+    The bytes go to the disk in a file without a name, or where there are no such files under a temporary name in the
+    same folder, and get their name in one step, which is then written to the disk as well. A symbolic link is followed;
+    pipes and devices (/dev/null) are written to as they are.
     Raises UsageError (there is such a file and overwrite is False) and OutputError (no folder, no permission, disk
-    full); then the old file is untouched and the temporary one gone.
+    full); then the old file is untouched and the temporary one gone. Only where the disk fails in the very last step
+    the new file is there already.
     """
     shown = os.fsdecode(path)
-    temporary = None
     try:
         path = os.path.realpath(shown)
         if _is_special(path):
@@ -307,28 +311,123 @@ def write_atomically(path: str | os.PathLike, data: bytes, *, overwrite: bool) -
             return
         if os.path.lexists(path) and not overwrite:
             raise FileExistsError
-        # A short random name of its own: the final one may be as long as names can be.
-        temporary = os.path.join(os.path.dirname(path), f".hvcompress-{secrets.token_hex(8)}.tmp")
-        # Not `tempfile`: its files are private, ours get the permissions that the umask leaves, as usual.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
-            if os.path.exists(path):
-                shutil.copymode(path, temporary)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _rename_to_new(temporary, path)
+        if not _write_unnamed(path, data, overwrite):
+            _write_named(path, data, overwrite)
+        _sync_folder(os.path.dirname(path))
     except FileExistsError as error:
         raise UsageError(f"{shown} exists already") from error
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write {shown}: {_reason(error)}") from error
+
+
+def _write_unnamed(path: str, data: bytes, overwrite: bool) -> bool:
+    """Write by a file that has no name before it is complete: the system removes it even if this process is killed.
+
+    Returns False, with nothing done, where the file system or the system (all but Linux) has no such files. To replace
+    a file takes a temporary name all the same, but only from one system call to the next.
+    """
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        descriptor = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:
+        return False  # if something is wrong with the folder, the other way will say so
+    try:
+        if (mode := _mode_of(path)) is not None:
+            os.fchmod(descriptor, mode)
+        _fill(descriptor, data)
+        try:
+            _name(descriptor, path)
+            return True
+        except FileExistsError:
+            if not overwrite:
+                raise
+        except OSError:
+            return False  # no /proc, or no hard links
+        temporary = _temporary_name(path)
+        try:
+            _name(descriptor, temporary)
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+        return True
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        os.close(descriptor)
+
+
+def _name(descriptor: int, path: str) -> None:
+    """Give a name to a file that has none. Raises FileExistsError."""
+    # A folder's descriptor, though the path is absolute, makes Python take linkat, which can follow the link in /proc.
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+
+
+def _write_named(path: str, data: bytes, overwrite: bool) -> None:
+    """Write by a temporary file, which a killed process leaves behind."""
+    temporary = _temporary_name(path)
+    try:
+        # Not `tempfile`: its files are private, ours get the permissions that the umask leaves, as usual.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            if (mode := _mode_of(path)) is not None:
+                os.chmod(temporary, mode)
+            _fill(descriptor, data)
+        finally:
+            os.close(descriptor)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _rename_to_new(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _temporary_name(path: str) -> str:
+    """A short random name of its own: the final one may be as long as names can be."""
+    return os.path.join(os.path.dirname(path), f".hvcompress-{secrets.token_hex(8)}.tmp")
+
+
+def _remove(path: str) -> None:
+    """Remove a file that may be there, even if an interrupt comes right now."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _mode_of(path: str) -> int | None:
+    """Permissions; None where there is no such file."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _fill(descriptor: int, data: bytes) -> None:
+    """Write the bytes, to the disk."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the names in a folder on the disk, where that can be asked for."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows; or a folder that one may write to but not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _is_special(path: str) -> bool:
@@ -353,6 +452,5 @@ def _rename_to_new(temporary: str, path: str) -> None:
     try:
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        _remove(path)
         raise

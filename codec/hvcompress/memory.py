@@ -1,4 +1,4 @@
-"""The allocator of the process. A matter for programs, so the command line asks for it and the library does not."""
+"""Memory of the machine and of the process. The allocator is a matter for programs: the library leaves it alone."""
 
 from __future__ import annotations
 
@@ -25,3 +25,23 @@ def use_memory_again() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)) and bool(mallopt(_M_TRIM_THRESHOLD, _INT_MAX))
     return False
+
+
+def available() -> int | None:
+    """Bytes that this process may still take without driving others out, or None where that cannot be told."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # of a container, in the second version of control groups
+        limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    if not found:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=None)
+
+
+def _number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())  # ValueError: "max", no limit

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-6"
+DEFAULT_MODEL = "photo-7"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 
@@ -194,4 +194,7 @@ def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
 
 def load_parts(folder: ModelFolder) -> Parts:
     """Read and check a model. Raises ModelError."""
+    from .forking import prepare_for_fork
+
+    prepare_for_fork()
     return assemble(read_tensors(folder), folder.config["network"])

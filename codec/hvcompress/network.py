@@ -10,7 +10,8 @@
 
 TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
 encoding, decoding and sampling run the very same lines. It works on the fixed-point grid of `exact.py` once
-frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them.
+frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them. Each part can
+compute some rows of its result alone (`rows.py`), so that a large picture goes through in bands.
 
 Shapes: B images, C channels, H x W pixels, both multiples of 64; a stride s means H/s x W/s positions.
 Related work: QRes-VAE and QARV (Duan et al. 2023) for quantization-aware hierarchical VAEs with a rate control input.
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 
 from .exact import ExactConv2d, QualityTable, Snap, round_half_up
 from .quality import LAMBDA_MAX, LAMBDA_MIN
+from .rows import Rows, Take, cut, through, upsampled
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
-ARCHITECTURE = 3  # counted up when a network of the same sizes, or a level, comes to mean something else
+ARCHITECTURE = 4  # counted up when a network of the same sizes, or a level, comes to mean something else
 MAX_STRIDE = 64
+POSTERIOR_REACH = 1  # rows beyond its own that a posterior looks at
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
 DOWN_GAIN = 0.5  # initial gain of a downsampling: a flat area has the same value at every stride
@@ -85,13 +88,20 @@ class Config:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a latent before it is decoded."""
+    """What is known of a latent, or of a band of h rows of it, before it is decoded. w is W/s."""
 
     layer: int  # 0 is the coarsest
-    feature: Tensor  # (B, C, H/s, W/s) top-down feature, which the posterior also sees
-    mean: Tensor  # (B, c, H/s, W/s)
-    scale_index: Tensor  # (B, c, H/s, W/s) integer in 0..SCALE_LEVELS-1 when exact, continuous in training
+    top: int  # its first row
+    feature: Tensor  # (B, C, above + h + below, w) top-down feature, which the posterior also sees
+    above: int  # rows of the feature that belong to the neighbouring bands
+    below: int
+    mean: Tensor  # (B, c, h, w)
+    scale_index: Tensor  # (B, c, h, w) integer in 0..SCALE_LEVELS-1 when exact, continuous in training
     step: Tensor  # (B, c, 1, 1) quantization step
+
+    def inside(self, x: Tensor) -> Tensor:
+        """(B, C, above + h + below, w) -> (B, C, h, w)."""
+        return cut(x, self.above, x.shape[2] - self.below)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -180,12 +190,6 @@ class Up(nn.Module):
         return F.pixel_shuffle(self.snap(full_precision(self.mix, x)), 2)
 
 
-def _run(blocks: nn.ModuleList, x: Tensor, quality: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x, quality)
-    return x
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The three parts
 
@@ -230,15 +234,26 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor, quality: Tensor) -> dict[int, Tensor]:
         """(B, 3, H, W) in [0, 1], (B,) -> features by stride, (B, C, H/s, W/s)."""
-        x = full_precision(self.stem, F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
-        features = {}
+        features, finer = {}, image
         stride = PIXEL_STRIDE
-        while True:
-            features[stride] = x = _run(self.stages[str(stride)], x, quality)
-            if stride == MAX_STRIDE:
-                return features
+        while stride <= MAX_STRIDE:
+            height = image.shape[2] // stride
+            features[stride] = finer = self.rows(stride, Rows.whole(finer).take, 0, height, height, quality)
             stride *= 2
-            x = self.downs[str(stride)](x)
+        return features
+
+    def rows(self, stride: int, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
+        """Rows first..last-1 of the feature (B, C, height, W/s) at a stride; take: of the next finer feature or, at the
+        finest stride, of the image.
+        """
+
+        def entered(top: int, bottom: int) -> Tensor:
+            if stride > PIXEL_STRIDE:
+                return self.downs[str(stride)](take(2 * top, 2 * bottom))
+            image = take(PIXEL_STRIDE * top, PIXEL_STRIDE * bottom)
+            return full_precision(self.stem, F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
+
+        return through(self.stages[str(stride)], entered, first, last, height, quality)
 
 
 def log_step_start(stride: int, place: Tensor | float) -> Tensor | float:
@@ -283,20 +298,21 @@ class LatentLayer(nn.Module):
         log_ratio = log_step_start(latent.stride, 0.0) - log_step - math.log(SCALE_MIN)
         self.scale_shift = QualityTable(latent.channels, knots, log_ratio / LOG_SCALE_STEP)
 
-    def look(self, h: Tensor, quality: Tensor) -> Prior:
-        """The prior p(z_l | z_<l), from the feature before the latent is known."""
-        if self.up is not None:
-            h = self.up(h)
-        h = _run(self.blocks, h, quality)
-        mean, raw = self.snap(full_precision(self.prior, h)).chunk(2, dim=1)
+    def look(self, h: Rows, top: int, bottom: int, height: int, quality: Tensor) -> Prior:
+        """The prior p(z_l | z_<l) of rows top..bottom-1 of `height`, from the feature before the latent is known."""
+        take = h.take if self.up is None else upsampled(self.up, h.take)
+        first, last = max(0, top - POSTERIOR_REACH), min(height, bottom + POSTERIOR_REACH)
+        feature = through(self.blocks, take, first, last, height, quality)
+        inside = cut(feature, top - first, bottom - first)
+        mean, raw = self.snap(full_precision(self.prior, inside)).chunk(2, dim=1)
         index = raw * RAW_SCALE + self.scale_shift(quality)
         if self.snap.exact:
             index = round_half_up(index).clamp(0, SCALE_LEVELS - 1)
-        return Prior(self.index, h, mean, index, self.step(quality))
+        return Prior(self.index, top, feature, top - first, last - bottom, mean, index, self.step(quality))
 
-    def absorb(self, h: Tensor, z: Tensor) -> Tensor:
-        """The feature once the latent z (B, c, H/s, W/s) is known."""
-        return self.snap(h + self.snap(full_precision(self.project, z)))
+    def absorb(self, prior: Prior, z: Tensor) -> Tensor:
+        """The feature (B, C, h, w) once the latent z (B, c, h, w) is known."""
+        return self.snap(prior.inside(prior.feature) + self.snap(full_precision(self.project, z)))
 
 
 class TopDown(nn.Module):
@@ -317,19 +333,34 @@ class TopDown(nn.Module):
             self.layers.append(LatentLayer(latent, index, width, up, config.knots, self.snap))
             stride = latent.stride
 
-    def walk(self, qualities: Tensor, height: int, width: int) -> Generator[Prior, Tensor, Tensor]:
-        """Visit the latents coarse to fine: yields each Prior, is sent each latent (B, c, H/s, W/s).
+    def walk(
+        self, qualities: Tensor, height: int, width: int, bands: Sequence[Sequence[tuple[int, int]]] | None = None
+    ) -> Generator[Prior, Tensor, Rows]:
+        """Visit the latents coarse to fine: yields each Prior, is sent each latent (B, c, h, w).
 
         qualities: (B, L) int64, the quality index of every layer. height, width: of the image, multiples of 64.
+        bands: per layer, ranges of rows (top, bottom) to visit one after another; they must hold what those of the next
+        layer need (`rows_before`). None: all rows at once.
         Returns the feature (B, C, H/8, W/8) after the last latent, for the synthesis.
         """
         batch = qualities.shape[0]
-        h = self.start[None, :, None, None].expand(batch, -1, height // MAX_STRIDE, width // MAX_STRIDE)
+        h = Rows.whole(self.start[None, :, None, None].expand(batch, -1, height // MAX_STRIDE, width // MAX_STRIDE))
         for index, layer in enumerate(self.layers):
-            prior = layer.look(h, qualities[:, index])
-            z = yield prior
-            h = layer.absorb(prior.feature, z)
+            rows = height // self.config.latents[index].stride
+            after = Rows(rows)
+            for top, bottom in bands[index] if bands else [(0, rows)]:
+                h.forget_above(self.rows_before(index, top, bottom, rows)[0])
+                prior = layer.look(h, top, bottom, rows, qualities[:, index])
+                z = yield prior
+                after.add(top, layer.absorb(prior, z))
+            h = after
         return h
+
+    def rows_before(self, index: int, top: int, bottom: int, height: int) -> tuple[int, int]:
+        """Which rows of the feature before a layer its prior of rows top..bottom-1, of `height`, depends on."""
+        reach = len(self.layers[index].blocks) + POSTERIOR_REACH
+        first, last = max(0, top - reach), min(height, bottom + reach)
+        return (first, last) if self.layers[index].up is None else (first // 2, -(-last // 2))
 
 
 class Synthesis(nn.Module):
@@ -358,11 +389,40 @@ class Synthesis(nn.Module):
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         """(B, C, H/8, W/8), (B,) -> (B, 3, H, W), nominally in [0, 1], not clamped."""
-        for stride in self.strides:
-            if str(stride) in self.ups:
-                h = self.ups[str(stride)](h)
-            h = _run(self.stages[str(stride)], h, quality)
-        return F.pixel_shuffle(full_precision(self.out, h), PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+        height = h.shape[2] * self.strides[0] // PIXEL_STRIDE
+        return self.rows(Rows.whole(h).take, 0, height, height, quality)
+
+    def rows(self, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
+        """Pixels (B, 3, 4 (last - first), W) of rows first..last-1, of `height`, at stride 4.
+
+        take: rows of the last top-down feature.
+        """
+        top, bottom = max(0, first - 1), min(height, last + 1)  # of the 3x3 at the end
+        x = self._staged(PIXEL_STRIDE, take, top, bottom, height, quality)
+        x = cut(full_precision(self.out, x), first - top, last - top)
+        return F.pixel_shuffle(x, PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+
+    def _staged(self, stride: int, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
+        """Rows first..last-1, of `height`, after the blocks of a stride."""
+        if str(stride) in self.ups:
+
+            def coarser(top: int, bottom: int) -> Tensor:
+                return self._staged(2 * stride, take, top, bottom, height // 2, quality)
+
+            entered = upsampled(self.ups[str(stride)], coarser)
+        else:
+            entered = take
+        return through(self.stages[str(stride)], entered, first, last, height, quality)
+
+    def rows_before(self, first: int, last: int, height: int) -> tuple[int, int]:
+        """Which rows of the last feature rows first..last-1, of `height`, at stride 4 depend on."""
+        first, last, stride = max(0, first - 1), min(height, last + 1), PIXEL_STRIDE
+        while True:
+            reach = len(self.stages[str(stride)])
+            first, last = max(0, first - reach), min(height, last + reach)
+            if str(stride) not in self.ups:
+                return first, last
+            first, last, height, stride = first // 2, -(-last // 2), height // 2, 2 * stride
 
 
 class HierarchicalVAE(nn.Module):
@@ -380,7 +440,7 @@ class HierarchicalVAE(nn.Module):
 # Walking down
 
 
-def descend(walk: Generator[Prior, Tensor, Tensor], choose: Callable[[Prior], Tensor]) -> Tensor:
+def descend(walk: Generator[Prior, Tensor, Rows], choose: Callable[[Prior], Tensor]) -> Rows:
     """Drive `TopDown.walk`: `choose` maps each prior to its latent. Returns the last feature."""
     try:
         prior = next(walk)
@@ -391,7 +451,7 @@ def descend(walk: Generator[Prior, Tensor, Tensor], choose: Callable[[Prior], Te
 
 
 def dequantize(prior: Prior, levels: Tensor, snap: nn.Module) -> Tensor:
-    """z = mean + step * level / 2, on the grid. levels: (B, c, H/s, W/s), integers in the prior's dtype."""
+    """z = mean + step * level / 2, on the grid. levels: (B, c, h, w), integers in the prior's dtype."""
     return snap(prior.mean + prior.step * (0.5 * levels))
 
 

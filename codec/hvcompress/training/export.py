@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..codec import Codec
+from ..codec import Codec, Segment
 from ..entropy import LayerCoder, Tables, gaussian_tables
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
@@ -52,11 +52,15 @@ def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
     coder = LayerCoder(gaussian_tables())
     histogram: list[np.ndarray] | None = None
+
+    def use(segment: Segment) -> None:
+        nonlocal histogram
+        counts = coder.count(segment.levels, segment.indices)
+        histogram = counts if histogram is None else [a + b for a, b in zip(histogram, counts, strict=True)]
+
     for number in range(FIT_CROPS):
         image = crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy()
-        quality = number * (LEVELS - 1) // (FIT_CROPS - 1)
-        for counts in map(coder.count, *codec.analyse(image, quality, (0,) * codec.layers)[:2]):
-            histogram = counts if histogram is None else [a + b for a, b in zip(histogram, counts, strict=True)]
+        codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers, use)
     return gaussian_tables(histogram)
 
 

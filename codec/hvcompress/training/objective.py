@@ -113,7 +113,7 @@ def evaluate(
         straight_through = residual + (0.5 * levels - residual).detach()
         return model.topdown.snap(prior.mean.float() + step * straight_through)
 
-    h = descend(model.topdown.walk(qualities, *image.shape[-2:]), choose)
+    h = descend(model.topdown.walk(qualities, *image.shape[-2:]), choose).all()
     output = model.synthesis(h.to(image.dtype), quality).float()
     mse = (output - image)[:, :, :height, :width].square().mean((1, 2, 3))  # (B,)
     rate = torch.stack(rates, 1)  # (B, L)

@@ -1,0 +1,31 @@
+"""What a forked process does first, so that it can code and never waits for what it has lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from functools import lru_cache
+
+_LOCKS = {"batch": ["_sharing"], "codec": ["_loading", "_tf32"], "image_io": ["_opening"]}  # of the whole process
+
+
+@lru_cache
+def prepare_for_fork() -> None:
+    """Called with torch imported, before it computes. (Processes started by spawn need nothing of this.)"""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_repair)
+
+
+def _repair() -> None:
+    # Of the parent's threads only the one that forked lives on. GNU's OpenMP does not know, and its next use of two
+    # threads would wait for ever for one that is gone; with one thread it has nothing to wait for.
+    sys.modules["torch"].set_num_threads(1)
+    for name, locks in _LOCKS.items():
+        module = sys.modules.get(f"{__package__}.{name}")
+        if module is not None:
+            for lock in locks:  # another thread may have held it, and can never release it here
+                setattr(module, lock, threading.Lock())
+    batch = sys.modules.get(f"{__package__}.batch")
+    if batch is not None:
+        batch._sharers.clear()  # their threads are gone as well

@@ -1,0 +1,64 @@
+"""Which rows are coded together, and which are computed together.
+
+A layer is coded in segments of rows, each a range-coded stream of its own (`docs/format.md`): so memory stays bounded
+whatever the size of the picture, and some rows can be decoded without those below or above them. That costs some two
+bytes per segment. Programs compute bands of one or more segments at a time, as they please.
+"""
+
+from __future__ import annotations
+
+from .container import pack_varint, unpack_varint
+from .errors import FormatError, LimitError
+from .memory import available
+
+SEGMENT = 1 << 16  # positions of a layer in a segment, about; the format's
+BAND = 1 << 18  # positions of a layer that are computed at a time, about
+BAND_PIXELS = 1 << 24  # pixels whose features at the finest stride are held at a time, about
+
+# Memory by measurement (benchmarks/large.py): for a pixel that is computed at a time, and for any of the picture.
+BYTES_COMPUTED, BYTES_KEPT = 180, 14
+
+Span = tuple[int, int]  # first row, and the one after the last
+
+
+def segments(height: int, width: int) -> list[Span]:
+    """The segments of a layer of so many positions."""
+    rows = max(1, SEGMENT // width)
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def bands(height: int, width: int, need: Span | None = None) -> list[Span]:
+    """Bands of whole segments that cover the rows `need` (None: all) of a layer."""
+    first, last = need or (0, height)
+    found = [span for span in segments(height, width) if span[1] > first and span[0] < last]
+    count = max(1, BAND // (width * (found[0][1] - found[0][0])))
+    return [(group[0][0], group[-1][1]) for group in (found[i : i + count] for i in range(0, len(found), count))]
+
+
+def join(streams: list[bytes]) -> bytes:
+    """The segments of a layer as one: the lengths of all but the last, then the segments."""
+    return b"".join((*(pack_varint(len(stream)) for stream in streams[:-1]), *streams))
+
+
+def split(data: bytes, count: int) -> list[bytes]:
+    """Inverse of `join`. Raises FormatError."""
+    position, lengths = 0, []
+    for _ in range(count - 1):
+        length, position = unpack_varint(data, position)
+        lengths.append(length)
+    if sum(lengths) > len(data) - position:
+        raise FormatError("the lengths of a layer's segments contradict its size")
+    parts = []
+    for length in lengths:
+        parts.append(data[position : position + length])
+        position += length
+    return [*parts, data[position:]]
+
+
+def check_memory(width: int, height: int, limit: int | None = None) -> None:
+    """Raises LimitError where to code a picture would take more memory than the limit (None: than there is)."""
+    needed = BYTES_COMPUTED * min(width * height, BAND_PIXELS) + BYTES_KEPT * width * height
+    limit = available() if limit is None else limit
+    if limit is not None and needed > limit:
+        sizes = f"{needed / 2**30:.1f} GiB of memory, and {limit / 2**30:.1f} are there"
+        raise LimitError(f"{width}x{height}: coding it takes about {sizes}")

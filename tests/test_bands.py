@@ -1,0 +1,254 @@
+"""Pictures in bands and segments: the same latents as at once, no seams, any part of the rows alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvcompress import container, plan
+from hvcompress.cli import main
+from hvcompress.codec import Features
+from hvcompress.errors import FormatError, LimitError, MismatchError, UsageError
+from hvcompress.image_io import Picture, read_picture
+from hvcompress.network import dequantize, descend
+from hvcompress.rows import Rows
+
+
+@pytest.fixture(scope="module")
+def tall(photo):
+    """(395, 131, 3) uint8."""
+    return np.concatenate([photo, photo[::-1], photo[:, ::-1], photo[::-1, ::-1], photo, photo[::-1]])[:395]
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    """Segments of five to ten rows at 1/8, so that the tests' pictures have several."""
+    monkeypatch.setattr(plan, "SEGMENT", 7 * 24)
+
+
+@pytest.fixture
+def small_bands(monkeypatch, small_segments):
+    """And bands of one or two of those."""
+    monkeypatch.setattr(plan, "BAND", 15 * 24)
+    monkeypatch.setattr(plan, "BAND_PIXELS", 64 * 192)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (50, 3), (7, 300), (1000, 129), (3, 70000)])
+def test_segments_and_bands_partition_the_rows(height, width, monkeypatch):
+    monkeypatch.setattr(plan, "SEGMENT", 1 << 12)
+    monkeypatch.setattr(plan, "BAND", 1 << 14)
+    spans = plan.segments(height, width)
+    for parts in (spans, plan.bands(height, width)):
+        assert [row for top, bottom in parts for row in range(top, bottom)] == list(range(height))
+    assert {top for top, _ in plan.bands(height, width)} <= {top for top, _ in spans}
+    assert max((bottom - top) * width for top, bottom in spans) <= max(1 << 12, width)
+    for first in range(0, height, 11):
+        found = plan.bands(height, width, (first, min(first + 5, height)))
+        assert found[0][0] <= first and min(first + 5, height) <= found[-1][1]
+        assert found[-1][1] - found[0][0] <= 5 + 2 * max(1, (1 << 12) // width)
+
+
+def test_a_picture_of_ordinary_size_is_one_segment():
+    assert plan.segments(256, 256) == [(0, 256)] and len(plan.segments(257, 256)) == 2
+
+
+def test_rows_are_kept_exactly():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(-(1 << 15), 1 << 15, (1, 3, 20, 4), generator=generator).double() * 2.0**-10
+    rows = Rows(20)
+    for top, bottom in ((0, 7), (7, 8), (8, 20)):
+        rows.add(top, x[:, :, top:bottom])
+    assert torch.equal(rows.all(), x) and rows.take(6, 9).dtype == torch.float64
+    rows.forget_above(8)
+    assert torch.equal(rows.take(8, 20), x[:, :, 8:])
+
+
+def test_the_exact_path_has_no_seams(tiny, monkeypatch):
+    """Latents and last feature from bands are those from the whole picture, bit for bit."""
+    monkeypatch.setattr(plan, "SEGMENT", 60)
+    monkeypatch.setattr(plan, "BAND", 130)
+    height, width = 384, 192
+    torch.manual_seed(0)
+    config = tiny._topdown.config
+    levels = [
+        torch.randint(-6, 7, (1, la.channels, height // la.stride, width // la.stride)).double()
+        for la in config.latents
+    ]
+    qualities = torch.tensor([[90, 80, 70, 60, 50, 40]])
+
+    def latents(bands):
+        seen: list[list[torch.Tensor]] = [[] for _ in levels]
+
+        def choose(prior):
+            bottom = prior.top + prior.mean.shape[2]
+            z = dequantize(prior, levels[prior.layer][:, :, prior.top : bottom], tiny._topdown.snap)
+            seen[prior.layer].append(torch.cat((prior.scale_index, z)))
+            return z
+
+        last = descend(tiny._topdown.walk(qualities, height, width, bands), choose)
+        return [torch.cat(parts, 2) for parts in seen] + [last.all()]
+
+    bands = [plan.bands(height // stride, width // stride) for stride in tiny.strides]
+    assert [len(spans) for spans in bands] == [1, 1, 3, 3, 12, 12]
+    assert all(map(torch.equal, latents(bands), latents(None)))
+
+
+def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch):
+    level = torch.tensor([60])
+    banded = Features(tiny._encoder, tall, level, 8)
+    monkeypatch.setattr(plan, "BAND_PIXELS", 1 << 24)
+    whole = Features(tiny._encoder, tall, level, 8)
+    with torch.inference_mode():
+        for stride in (8, 16, 32, 64):
+            height = 448 // stride
+            for first, last in ((0, height), (height // 3, height // 2 + 1), (height - 1, height)):
+                a, b = (features.take(stride, first, last) for features in (banded, whole))
+                assert a.shape == b.shape and (a - b).abs().max() < 2.0**-9  # kept in multiples of 2^-10
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_files_decode_alike_in_bands_and_at_once(tiny, tall, small_segments, monkeypatch, gray):
+    picture = read_picture(tall[:, :, 1] if gray else tall)
+    at_once = tiny.encode(picture, 70)
+    parsed = container.parse(at_once.data)
+    monkeypatch.setattr(plan, "BAND", 15 * 24)
+    monkeypatch.setattr(plan, "BAND_PIXELS", 64 * 192)
+    in_bands = tiny.encode(picture, 70)  # verified: decoded in bands
+    again = tiny.decode(at_once.data)
+    assert np.abs(again.pixels.astype(int) - at_once.picture.pixels).max() <= 1
+    first = [z.copy() for z in tiny.latents(at_once.data)]
+    bits = tiny.information(at_once.data)
+    monkeypatch.undo()
+    monkeypatch.setattr(plan, "SEGMENT", 7 * 24)
+    assert np.abs(tiny.decode(in_bands.data).pixels.astype(int) - in_bands.picture.pixels).max() <= 1
+    assert all(map(np.array_equal, tiny.latents(at_once.data), first))
+    assert all(map(np.array_equal, tiny.information(at_once.data), bits))
+    assert abs(len(in_bands.data) - len(at_once.data)) < 0.01 * len(at_once.data)
+    assert len(plan.split(parsed.streams[-1], 7)) == 7
+
+
+def test_previews_in_bands(tiny, tall, small_bands):
+    data = tiny.encode(read_picture(tall), 70).data
+    assert tiny.decode(data, 3).pixels.shape == tall.shape
+    assert len(tiny.latents(data, 3)) == 3
+
+
+def test_segments_join_and_split():
+    parts = [b"abc", b"", b"x" * 300, b"tail"]
+    assert plan.split(plan.join(parts), 4) == parts
+    assert plan.join([b"alone"]) == b"alone" and plan.split(b"alone", 1) == [b"alone"]
+    for damaged in (b"", b"\xff", b"\x05\x00\x00abc"):
+        with pytest.raises(FormatError):
+            plan.split(damaged, 4)
+
+
+def test_damaged_segments_are_format_errors_or_mismatches(tiny, tall, small_bands):
+    data = tiny.encode(read_picture(tall), 70, verify=False).data
+    parsed = container.parse(data)
+    for stream in (b"", b"\xff\xff", parsed.streams[-1][:20], b"\x7f" + parsed.streams[-1][1:]):
+        broken = container.Container(parsed.header, (*parsed.streams[:-1], stream))
+        with pytest.raises(Exception, match=r"damaged|segments|truncated|latents|too long|shortest"):
+            tiny.decode(container.pack(broken))
+
+
+@pytest.mark.parametrize(
+    "crop", [(0, 0, 131, 395), (10, 0, 1, 1), (0, 394, 131, 1), (7, 150, 100, 31), (3, 7, 128, 380)]
+)
+def test_a_part_is_that_part_of_the_whole(tiny, tall, small_bands, crop):
+    alpha = np.arange(tall.shape[0] * tall.shape[1]).reshape(tall.shape[:2]).astype(np.uint8)
+    data = tiny.encode(Picture(tall, alpha=alpha), 70).data
+    whole, part = tiny.decode(data), tiny.decode(data, crop=crop)
+    left, top, width, height = crop
+    there = np.s_[top : top + height, left : left + width]
+    assert np.abs(part.pixels.astype(int) - whole.pixels[there]).max() <= 1
+    assert np.array_equal(part.alpha, alpha[there])
+
+
+def test_a_part_does_not_need_far_away_segments(tiny, tall, small_bands):
+    """The first rows are decoded though the last segments are destroyed."""
+    data = tiny.encode(read_picture(tall), 70).data
+    parsed = container.parse(data)
+    streams = []
+    for stride, stream in zip(tiny.strides, parsed.streams, strict=True):
+        parts = plan.split(stream, len(plan.segments(448 // stride, 192 // stride)))
+        streams.append(plan.join([*parts[:-1], b"\xff" * 9] if len(parts) > 2 else parts))
+    broken = container.pack(container.Container(parsed.header, tuple(streams)))
+    with pytest.raises((FormatError, MismatchError)):
+        tiny.decode(broken)
+    part = tiny.decode(broken, crop=(0, 0, 131, 40))
+    assert np.abs(part.pixels.astype(int) - tiny.decode(data).pixels[:40]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "crop", [(0, 0, 132, 1), (-1, 0, 5, 5), (0, 0, 0, 5), (0, 390, 5, 6), (1, 2, 3), (0, 0, 1.5, 1)]
+)
+def test_a_part_must_be_inside(tiny, tall, crop):
+    data = tiny.encode(read_picture(tall), 10, verify=False).data
+    with pytest.raises(UsageError, match="crop"):
+        tiny.decode(data, crop=crop)
+
+
+def test_the_command_decodes_a_part(tiny, tiny_folder, tall, tmp_path, capsys):
+    coded, out = tmp_path / "tall.hvci", tmp_path / "part.png"
+    coded.write_bytes(tiny.encode(read_picture(tall), 70).data)
+    common = ["decode", str(coded), "-o", str(out), "--model", str(tiny_folder), "--device", "cpu"]
+    assert main([*common, "--crop", "20,100,50,60"]) == 0
+    assert Image.open(out).size == (50, 60)
+    for crop, complaint in (("20,100,50,600", "not inside"), ("20,100,50", "four whole numbers"), ("a", "four")):
+        assert main([*common, "-f", "--crop", crop]) == UsageError.exit_code
+        assert complaint in capsys.readouterr().err
+
+
+def test_a_memory_limit_is_kept_to_before_the_work(tiny, tiny_folder, tall, tmp_path, capsys):
+    source, coded, back = (tmp_path / name for name in ("tall.png", "tall.hvci", "back.png"))
+    Image.fromarray(tall).save(source)
+    common = ["--model", str(tiny_folder), "--device", "cpu", "--memory-limit"]
+    assert main(["encode", str(source), *common, "1M"]) == LimitError.exit_code
+    assert "GiB of memory" in capsys.readouterr().err and not coded.exists()
+    assert main(["encode", str(source), *common, "1.5G"]) == 0
+    assert main(["decode", str(coded), "-o", str(back), *common, "1000k"]) == LimitError.exit_code
+    assert not back.exists()
+    assert main(["decode", str(coded), "-o", str(back), *common, "2GB"]) == 0
+    assert main(["decode", str(coded), *common, "much"]) == UsageError.exit_code
+
+
+def test_a_tiny_file_cannot_ask_for_huge_memory(tiny, tall, monkeypatch):
+    """It is refused for what it declares, whatever it holds."""
+    parsed = container.parse(tiny.encode(read_picture(tall), 0, verify=False).data)
+    header = dataclasses.replace(parsed.header, width=32768, height=32768)
+    huge = container.pack(container.Container(header, parsed.streams))
+    monkeypatch.setattr(plan, "available", lambda: 8 << 30)
+    with pytest.raises(LimitError, match="8.0 are there"):
+        tiny.decode(huge)
+
+
+def test_more_memory_is_needed_for_more_pixels():
+    sizes = [(64, 64), (4000, 3000), (20000, 20000)]
+    for width, height in sizes:
+        with pytest.raises(LimitError):
+            plan.check_memory(width, height, 100 * width * height // 16)
+    plan.check_memory(20000, 20000, 9 << 30)
+
+
+def test_progress_of_pictures_in_bands(tiny, tall, small_bands):
+    told: list[tuple[int, int]] = []
+    data = tiny.encode(read_picture(tall), 50, progress=lambda *step: told.append(step)).data
+    total = told[0][1]
+    assert (
+        told[:1] == [(0, total)]
+        and told[-1] == (total, total)
+        and [done for done, _ in told] == sorted(done for done, _ in told)
+    )
+    told.clear()
+    tiny.decode(data, progress=lambda *step: told.append(step))
+    assert told == [(done, total // 2) for done in range(total // 2 + 1)]
+
+
+def test_no_progress_is_told_of_a_picture_that_is_coded_at_once(tiny, photo):
+    told: list[tuple[int, int]] = []
+    tiny.encode(read_picture(photo), 50, progress=lambda *step: told.append(step))
+    assert not told
