@@ -14,7 +14,7 @@ from hvcompress.cli import main
 from hvcompress.codec import Features
 from hvcompress.errors import FormatError, LimitError, MismatchError, UsageError
 from hvcompress.image_io import Picture, read_picture
-from hvcompress.network import dequantize, descend
+from hvcompress.network import LatentLayer, dequantize, descend
 from hvcompress.rows import Rows
 
 
@@ -151,7 +151,7 @@ def test_damaged_segments_are_format_errors_or_mismatches(tiny, tall, small_band
     parsed = container.parse(data)
     for stream in (b"", b"\xff\xff", parsed.streams[-1][:20], b"\x7f" + parsed.streams[-1][1:]):
         broken = container.Container(parsed.header, (*parsed.streams[:-1], stream))
-        with pytest.raises(Exception, match=r"damaged|segments|truncated|latents|too long|shortest"):
+        with pytest.raises((FormatError, MismatchError)):
             tiny.decode(container.pack(broken))
 
 
@@ -252,3 +252,21 @@ def test_no_progress_is_told_of_a_picture_that_is_coded_at_once(tiny, photo):
     told: list[tuple[int, int]] = []
     tiny.encode(read_picture(photo), 50, progress=lambda *step: told.append(step))
     assert not told
+
+
+def test_a_tiny_file_that_declares_a_large_picture_is_found_out_early(tiny, tall, monkeypatch):
+    """Its first layer lacks bytes, so that no further one is computed."""
+    parsed = container.parse(tiny.encode(read_picture(tall), 50, verify=False).data)
+    header = dataclasses.replace(parsed.header, width=4096, height=2048)
+    visited = []
+    look = LatentLayer.look
+
+    def looked(layer, *arguments):
+        visited.append(layer.index)
+        return look(layer, *arguments)
+
+    monkeypatch.setattr(LatentLayer, "look", looked)
+    for streams in ((b"",) * tiny.layers, parsed.streams):
+        with pytest.raises(FormatError, match="too few|damaged"):
+            tiny.decode(container.pack(container.Container(header, streams)))
+    assert visited == [0, 0]

@@ -154,8 +154,8 @@ def test_parser_survives_random_files(tmp_path):
 
 @linux
 def test_decoder_survives_damaged_files(tmp_path):
-    result = fuzz.explore("decoder", 60, 2, tmp_path)
-    assert result["findings"] == [] and result["inputs"] == 60
+    result = fuzz.explore("decoder", 150, 2, tmp_path)
+    assert result["findings"] == [] and result["inputs"] == 150
     assert result["outcomes"]["MismatchError"] > 3  # the range decoder has seen damage
 
 

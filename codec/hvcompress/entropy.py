@@ -134,6 +134,12 @@ def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
     raise AssertionError("a range coder's interval is never empty")
 
 
+def _check_rest(decoder) -> None:
+    """Raises FormatError where a range decoder has used up its bytes and all SPARE_WORDS after them."""
+    if decoder.maybe_exhausted():
+        raise FormatError("a layer's bytes are too few")
+
+
 class LayerCoder:
     """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it."""
 
@@ -224,13 +230,13 @@ class LayerCoder:
                 parity = decoder.decode(self._parity, self._odd[key]).astype(np.uint8)
                 key += parity << 7
                 state[:count] = NEXT[now, parity]
-                if decoder.maybe_exhausted():
-                    raise FormatError("a layer's bytes are too few")
+                _check_rest(decoder)
             flat = keys[present]
             symbols = np.empty(flat.shape, np.int32)
             for key, positions, reach, smallest in self._groups(flat):
                 values = smallest + 2 * decoder.decode(self._models[key], len(positions))
                 symbols[positions] = values
+                _check_rest(decoder)
                 outside = positions[values > reach]
                 if len(outside):
                     escaped.append(outside)
