@@ -231,7 +231,7 @@ def test_more_memory_is_needed_for_more_pixels():
     for width, height in sizes:
         with pytest.raises(LimitError):
             plan.check_memory(width, height, 100 * width * height // 16)
-    plan.check_memory(20000, 20000, 9 << 30)
+    plan.check_memory(20000, 20000, 11 << 30)
 
 
 def test_progress_of_pictures_in_bands(tiny, tall, small_bands):

@@ -16,7 +16,7 @@ BAND = 1 << 18  # positions of a layer that are computed at a time, about
 BAND_PIXELS = 1 << 24  # pixels whose features at the finest stride are held at a time, about
 
 # Memory by measurement (benchmarks/large.py): for a pixel that is computed at a time, and for any of the picture.
-BYTES_COMPUTED, BYTES_KEPT = 180, 14
+BYTES_COMPUTED, BYTES_KEPT = 180, 20
 
 Span = tuple[int, int]  # first row, and the one after the last
 
