@@ -47,6 +47,8 @@ def _next(state: int, parity: int) -> int:
 NEXT = np.array([[_next(state, parity) for parity in (0, 1)] for state in range(STATES)], np.uint8)  # [state, parity]
 # Two states of the same quantizer lead to a state, one by an even symbol, the other by an odd one.
 CAME_EVEN, CAME_ODD = (np.argsort(NEXT[:, parity]) for parity in (0, 1))  # (STATES,) each: from which state
+_CAME = np.concatenate((CAME_EVEN, CAME_ODD))  # [state + STATES * parity]
+_TWIN = np.argsort(CAME_EVEN)[CAME_ODD]  # an odd symbol leads to _TWIN[t] from where an even one leads to t
 
 
 def positions_of(channels: int) -> int:
@@ -135,7 +137,7 @@ def _plain_search(costs: Tensor) -> Tensor:
     A branch is 2 * quantizer + parity.
     """
     length, _, count = costs.shape
-    came = torch.from_numpy(np.concatenate((CAME_EVEN, CAME_ODD))).to(costs.device)  # [state + STATES * parity]
+    came = torch.from_numpy(_CAME).to(costs.device)
     branch = 2 * (came & 1) + (torch.arange(2 * STATES, device=costs.device) >= STATES)
     total = torch.full((STATES, count), 1e9, device=costs.device)
     total[0] = 0.0
@@ -175,8 +177,6 @@ def _integer_search(costs: Tensor) -> Tensor:
 def _search_lanes(costs: np.ndarray) -> np.ndarray:
     """(T, 2, 2, 1, n) int16 costs by quantizer and parity -> (T, n) branches."""
     length, count, half = len(costs), costs.shape[-1], STATES // 2
-    # An odd symbol leads to `twin[t]` from where an even one leads to t.
-    twin = np.argsort(CAME_EVEN)[CAME_ODD]
     total = np.full((STATES, count), 8 * COST_LIMIT, np.int16)
     total[0] = 0
     gathered, even, odd = (np.empty_like(total) for _ in range(3))
@@ -187,7 +187,7 @@ def _search_lanes(costs: np.ndarray) -> np.ndarray:
         np.take(total, CAME_EVEN, axis=0, out=gathered, mode="clip")
         np.add(by_quantizer[0], costs[t, :, 0], out=by_quantizer[1])
         np.add(by_quantizer[0], costs[t, :, 1], out=by_quantizer[2])
-        np.take(odd, twin, axis=0, out=gathered, mode="clip")
+        np.take(odd, _TWIN, axis=0, out=gathered, mode="clip")
         np.less(gathered, even, out=cheaper[t])
         np.minimum(even, gathered, out=total)
         if t % REBASE == REBASE - 1:
@@ -195,10 +195,9 @@ def _search_lanes(costs: np.ndarray) -> np.ndarray:
     state = total.argmin(0)
     lane = np.arange(count)
     branches = np.empty((length, count), np.int64)
-    came = np.concatenate((CAME_EVEN, CAME_ODD))
     for t in range(length - 1, -1, -1):
         parity = cheaper[t, state, lane]
-        state = came[state + STATES * parity]
+        state = _CAME[state + STATES * parity]
         branches[t] = 2 * (state & 1) + parity
     return branches
 
