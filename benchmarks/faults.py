@@ -40,7 +40,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from hvcompress import image_io  # noqa: E402
+from hvcompress import files  # noqa: E402
 
 CALLS = ("open", "write", "fchmod", "chmod", "fsync", "link", "replace", "unlink", "close")  # of `os`
 SIGNALS = ("SIGKILL", "SIGINT", "SIGTERM", "SIGHUP")
@@ -116,7 +116,7 @@ def watch_writing(hook: Callable[[int, str, bool], None]) -> None:
     """From now on, in this process, hook(number, name, after) is called before and after every call of CALLS that a
     file is written with.
     """
-    write, counter = image_io.write_atomically, itertools.count()
+    write, counter = files.write_atomically, itertools.count()
 
     def wrapped(name: str) -> Callable:
         real = getattr(os, name)
@@ -136,7 +136,7 @@ def watch_writing(hook: Callable[[int, str, bool], None]) -> None:
             setattr(os, name, wrapped(name))
         write(*arguments, **options)
 
-    image_io.write_atomically = watched
+    files.write_atomically = watched
 
 
 def without_unnamed_files() -> None:
@@ -256,7 +256,7 @@ class Bench:
 
         def limit(size: int) -> None:
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            write = image_io.write_atomically
+            write = files.write_atomically
 
             def within_limit(*arguments, **options) -> None:  # not before: standard error is a file as well
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -265,7 +265,7 @@ class Bench:
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-            image_io.write_atomically = within_limit
+            files.write_atomically = within_limit
 
         steps = sorted({int(size) for size in np.linspace(0, len(self.new) - 1, sizes)})
         for named, before, size in itertools.product((False, True), ("none", "old"), steps):

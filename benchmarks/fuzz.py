@@ -11,17 +11,18 @@ LimitError. The decoder must answer with one of those, ModelError or MismatchErr
 means:
 
     same picture         other bytes for what an undamaged file says: surplus bytes behind a stream's end, an unknown
-                         ancillary chunk. Latents, pixels, alpha and profile must be the undamaged file's.
-    another valid file   the latents are an undamaged file's, but size, quality, offsets, the gray flag, the alpha plane
-                         or the profile were changed, and the checksum with them. No decoder can tell this from a file
-                         that was meant so: the latents' hash protects the latents alone. Where neither quality nor the
-                         gray flag changed, the pixels that both pictures have must be equal; else the pixels must be
-                         those of the undamaged file's streams under that header.
+                         ancillary chunk. Latents, pixels, alpha, profile, metadata must be the undamaged file's.
+    another valid file   the latents are an undamaged file's, but size, quality, offsets, gray flag, alpha, profile or
+                         metadata were changed, and the checksum with them. No decoder can tell this from a file that
+                         was meant so: the latents' hash protects the latents alone. Where neither quality nor the gray
+                         flag changed, the pixels that both pictures have must be equal; else the pixels must be those
+                         of the undamaged file's streams under that header.
 
 Everything else is a finding: another exception, a message of several lines, a picture without an undamaged file's
 latents, other pixels than those, a success though the checksum was not repaired, a crash, a hang, memory beyond the
-limit. Files that declare more than LARGEST pixels are counted and not decoded: time and memory grow with the declared
-size by design.
+limit. Every fourth file that is refused is also decoded as a truncated one (`decode --partial`): that must give a
+preview of the size that it declares, or such an error. Files that declare more than LARGEST pixels are counted and not
+decoded: time and memory grow with the declared size by design.
 
 The parser is explored with atheris (coverage-guided) where that is installed, else with the mutations below. An input
 of these follows from seed and number alone. Exit code 1 if anything was found.
@@ -34,6 +35,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import mmap
 import os
@@ -56,7 +58,20 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "codec"))
 
 from hvcompress import container  # noqa: E402
-from hvcompress.container import ALPHA, ICC, MAGIC, MAX_SIDE, VERSION, Container, Header, pack, parse  # noqa: E402
+from hvcompress.container import (  # noqa: E402
+    ALPHA,
+    EXIF,
+    ICC,
+    MAGIC,
+    MAX_SIDE,
+    VERSION,
+    XMP,
+    Container,
+    Header,
+    pack,
+    parse,
+    parse_prefix,
+)
 from hvcompress.errors import (  # noqa: E402
     FormatError,
     HvcompressError,
@@ -226,6 +241,16 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + zlib.crc32(name + body).to_bytes(4, "big")
 
 
+def hostile_metadata(rng: random.Random, usual: bytes) -> bytes:
+    """A chunk of metadata: no zlib stream, a damaged one, a bomb, or EXIF data that point anywhere."""
+    order = rng.choice("<>")
+    numbers = [rng.choice((0, 1, 2, 8, 26, 0x0112, 0xFFFF, rng.randrange(1 << 16))) for _ in range(rng.randrange(60))]
+    tiff = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", rng.choice((8, 0, 9, 1 << 31)))
+    tiff += struct.pack(f"{order}{len(numbers)}H", *numbers)
+    bomb = zlib.compress(bytes(8 << 20)) if rng.random() < 0.1 else b""
+    return rng.choice((rng.randbytes(rng.randrange(60)), _flips(rng, usual or b"x"), bomb, zlib.compress(tiff)))
+
+
 def _chunks(rng: random.Random, base: Container) -> bytes:
     chunks = dict(base.chunks)
     width, height = base.header.width, base.header.height
@@ -245,6 +270,7 @@ def _chunks(rng: random.Random, base: Container) -> bytes:
         [
             *((ALPHA, plane) for plane in planes),
             (ICC, rng.randbytes(rng.randrange(40))),
+            (rng.choice((EXIF, XMP)), hostile_metadata(rng, chunks.get(EXIF) or b"")),
             (rng.choice((b"note", b"NEWS", b"aLPH", b"\0\0\0\0", b"ab c")), rng.randbytes(rng.randrange(9))),
         ]
     )
@@ -364,6 +390,7 @@ def error_name(error: HvcompressError, allowed: tuple[type[HvcompressError], ...
 
 def check_parser(data: bytes) -> str:
     """What came of a file in the parser. Raises Finding."""
+    check_tolerant_parsers(data)
     try:
         parsed = parse(data)
     except HvcompressError as error:
@@ -372,6 +399,20 @@ def check_parser(data: bytes) -> str:
         raise Finding("parsed, but packs to other bytes")
     container.read_info(data)
     return "container"
+
+
+def check_tolerant_parsers(data: bytes) -> None:
+    """Those that do not look at the checksum. Raises Finding."""
+    try:
+        parsed = parse_prefix(data)
+        if not 1 <= len(parsed.streams) <= len(parsed.header.offsets):
+            raise Finding("a prefix without layers, or with too many")
+    except HvcompressError as error:
+        error_name(error, PARSER_ERRORS)
+    try:
+        container.read_ends(io.BytesIO(data))
+    except HvcompressError as error:
+        error_name(error, PARSER_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -395,6 +436,10 @@ def scene(height: int, width: int, seed: int):
     return np.clip(smooth // 2 + disc[..., None] + generator.integers(0, 30, smooth.shape), 0, 255).astype(np.uint8)
 
 
+# Maker "Cam", orientation 1.
+EXIF_DATA = bytes.fromhex("49492a0008000000 0200 0f0102000400000043616d00 120103000100000001000000 00000000")
+
+
 def make_sources(codec: Codec, every: int = 1) -> list[Source]:
     """Small pictures, coded: colour and gray, with alpha and profile, at several sizes and qualities.
 
@@ -414,7 +459,7 @@ def make_sources(codec: Codec, every: int = 1) -> list[Source]:
         (Picture(gray, gray=True), 40, None),
         (Picture(scene(1, 1, 5)), 60, None),
         (Picture(scene(40, 60, 6), alpha=flat, icc=bytes(range(140))), 20, None),
-        (Picture(scene(50, 75, 7), alpha=alpha), 70, None),
+        (Picture(scene(50, 75, 7), alpha=alpha, exif=EXIF_DATA, xmp=b"<x:xmpmeta/>"), 70, None),
         (Picture(scene(128, 128, 8)), 30, None),
         (Picture(scene(100, 128, 9)), 90, None),
     ]
@@ -434,6 +479,8 @@ def check_decoder(codec: Codec, sources: dict[str, Source], given: Input) -> str
             return "declares a large picture"
         picture = codec.decode(given.data)
     except HvcompressError as error:
+        if zlib.crc32(given.data) % 4 == 0:  # it takes as long as all the rest
+            check_preview(codec, given.data)
         return error_name(error, DECODER_ERRORS)
     source = sources.get(codec.latent_digest(given.data))
     if source is None:
@@ -443,6 +490,20 @@ def check_decoder(codec: Codec, sources: dict[str, Source], given: Input) -> str
     if not given.repaired:
         raise Finding("decoded with a checksum that nobody repaired")
     return check_picture(codec, source, parsed, picture)
+
+
+def check_preview(codec: Codec, data: bytes) -> None:
+    """What comes of a damaged file that is taken for a truncated one: any picture, or an error. Raises Finding."""
+    try:
+        header = parse_prefix(data).header
+        if header.width * header.height > LARGEST:
+            return
+        picture = codec.decode(data, partial=True)
+    except HvcompressError as error:
+        error_name(error, DECODER_ERRORS)
+        return
+    if picture.pixels.shape != (header.height, header.width, 3) or picture.gray != header.gray:
+        raise Finding("the preview is not of the kind that the header says")
 
 
 def check_picture(codec: Codec, source: Source, parsed: Container, picture: Picture) -> str:
@@ -460,7 +521,9 @@ def check_picture(codec: Codec, source: Source, parsed: Container, picture: Pict
         raise Finding("the alpha plane does not fit the picture")
     names = ("width", "height", "quality", "offsets", "gray")
     changed = [name for name in names if getattr(header, name) != getattr(before.header, name)]
-    changed += [name.decode() for name in (ALPHA, ICC) if chunks.get(name) != before.chunks.get(name)]
+    changed += [name.decode() for name in (ALPHA, ICC, EXIF, XMP) if chunks.get(name) != before.chunks.get(name)]
+    if not {"exif", "xmpd"} & set(changed) and (picture.exif, picture.xmp) != (source.picture.exif, source.picture.xmp):
+        raise Finding("silently other metadata")
     if not changed and picture.alpha is not None and not np.array_equal(picture.alpha, source.picture.alpha):
         raise Finding("silently another alpha plane")
     if {"quality", "gray"} & set(changed):
@@ -654,9 +717,9 @@ def work_on_decoder(job: Job) -> None:
 
     torch.set_num_threads(1)
     codec = load_model(job.model, device="cpu")
-    sizes = {"": (plan.SEGMENT, plan.BAND), ", many segments": (16, 32)}
+    sizes = {"": (plan.SEGMENT, plan.WHOLE, plan.BAND), ", many segments": (16, 2048, 2048)}
     found: dict[str, list[Source]] = {}
-    for kind, (plan.SEGMENT, plan.BAND) in sizes.items():
+    for kind, (plan.SEGMENT, plan.WHOLE, plan.BAND) in sizes.items():
         found[kind] = sources = make_sources(codec, 3 if kind else 1)
         if any(check_decoder(codec, {s.digest: s}, Input(s.data, "none", True)) != "unchanged" for s in sources):
             raise SystemExit("the undamaged files do not decode to what was encoded")
@@ -667,7 +730,7 @@ def work_on_decoder(job: Job) -> None:
         # Only pictures of some megapixels have several segments in a layer. So that their lengths are damaged as well,
         # a quarter of the inputs is made and decoded with small ones.
         kind = rng.choices(list(sizes), (3, 1))[0]
-        plan.SEGMENT, plan.BAND = sizes[kind]
+        plan.SEGMENT, plan.WHOLE, plan.BAND = sizes[kind]
         sources = found[kind]
         given = mutated(rng, [source.data for source in sources], [source.container for source in sources])
         target = partial(check_decoder, codec, {source.digest: source for source in sources}, given)

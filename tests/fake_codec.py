@@ -15,6 +15,7 @@ from hvcompress import container
 from hvcompress.alpha import pack_alpha, unpack_alpha
 from hvcompress.errors import DeviceError, ModelError, UsageError
 from hvcompress.image_io import Picture
+from hvcompress.metadata import pack_metadata, unpack_metadata
 
 FINGERPRINT = "c0ffee00" * 8
 
@@ -34,6 +35,7 @@ class FakeCodec:
         chunks = {} if picture.alpha is None else {container.ALPHA: pack_alpha(picture.alpha)}
         if picture.icc:
             chunks[container.ICC] = picture.icc
+        chunks |= pack_metadata(picture.exif, picture.xmp)
         offsets = (0,) * self.layers if offsets is None else tuple(offsets)
         header = container.Header(
             width, height, picture.gray, quality, offsets, bytes.fromhex(FINGERPRINT)[:4], b"hash"
@@ -42,19 +44,21 @@ class FakeCodec:
         seconds = {"fit": effort - 1.0, "network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
-    def decode(self, data, layers=None, crop=None, *, memory_limit=None, progress=None):
+    def decode(self, data, layers=None, crop=None, *, partial=False, memory_limit=None, progress=None):
         if layers is not None and layers > self.layers:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers}")
-        parsed = container.parse(data)
+        parsed = (container.parse_prefix if partial else container.parse)(data)
+        layers = min(layers or self.layers, len(parsed.streams))
         header = parsed.header
         shape = header.height, header.width, 3
         step = 1 + (100 - header.quality) // 10
-        pixels = np.frombuffer(zlib.decompress(parsed.streams[1]), np.uint8).reshape(shape) * np.uint8(step)
-        if layers is not None and layers < 2:  # the pixels are in the second
-            pixels = np.zeros_like(pixels)
+        pixels = np.zeros(shape, np.uint8)
+        if layers >= 2:  # the pixels are in the second
+            pixels = np.frombuffer(zlib.decompress(parsed.streams[1]), np.uint8).reshape(shape) * np.uint8(step)
         alpha = parsed.chunks.get(container.ALPHA)
         alpha = None if alpha is None else unpack_alpha(alpha, header.width, header.height)
-        return Picture(pixels, header.gray, alpha, parsed.chunks.get(container.ICC))
+        icc = parsed.chunks.get(container.ICC)
+        return Picture(pixels, header.gray, alpha, icc, *unpack_metadata(parsed.chunks))
 
 
 def load_model(name=None, device="auto"):
@@ -65,8 +69,8 @@ def load_model(name=None, device="auto"):
     return FakeCodec()
 
 
-def codec_for(data, device="auto", model=None):
-    if container.parse(data).header.fingerprint.hex() != FINGERPRINT[:8]:
+def codec_for(data, device="auto", model=None, *, partial=False):
+    if (container.parse_prefix if partial else container.parse)(data).header.fingerprint.hex() != FINGERPRINT[:8]:
         raise ModelError("the file was made with a model that is not installed")
     return load_model(model, device)
 

@@ -55,6 +55,16 @@ def cases() -> dict[str, tuple[Picture, int, tuple[int, ...] | None]]:
             60,
             None,
         ),
+        "metadata": (
+            Picture(
+                scene(40, 56, 12),
+                icc=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+                exif=bytes.fromhex("49492a0008000000 0200 0f0102000400000043616d00 120103000100000001000000 00000000"),
+                xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><!-- tiff:Orientation="1" --></x:xmpmeta>',
+            ),
+            60,
+            None,
+        ),
         "gray": (Picture(gray(scene(64, 64, 6)), gray=True), 60, None),
         "alpha": (Picture(scene(48, 40, 7), alpha=alpha), 60, None),
         "gray_alpha": (Picture(gray(scene(48, 40, 8)), gray=True, alpha=alpha), 60, None),

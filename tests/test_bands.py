@@ -11,10 +11,10 @@ from PIL import Image
 
 from hvcompress import container, plan
 from hvcompress.cli import main
-from hvcompress.codec import Features
 from hvcompress.errors import FormatError, LimitError, MismatchError, UsageError
 from hvcompress.image_io import Picture, read_picture
 from hvcompress.network import LatentLayer, dequantize, descend
+from hvcompress.pixels import Features
 from hvcompress.rows import Rows
 
 
@@ -22,6 +22,11 @@ from hvcompress.rows import Rows
 def tall(photo):
     """(395, 131, 3) uint8."""
     return np.concatenate([photo, photo[::-1], photo[:, ::-1], photo[::-1, ::-1], photo, photo[::-1]])[:395]
+
+
+def set_bands(monkeypatch, pixels):
+    monkeypatch.setattr(plan, "WHOLE", pixels)
+    monkeypatch.setattr(plan, "BAND", pixels)
 
 
 @pytest.fixture
@@ -33,21 +38,20 @@ def small_segments(monkeypatch):
 @pytest.fixture
 def small_bands(monkeypatch, small_segments):
     """And bands of one or two of those."""
-    monkeypatch.setattr(plan, "BAND", 15 * 24)
-    monkeypatch.setattr(plan, "BAND_PIXELS", 64 * 192)
+    set_bands(monkeypatch, 128 * 192)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (50, 3), (7, 300), (1000, 129), (3, 70000)])
 def test_segments_and_bands_partition_the_rows(height, width, monkeypatch):
     monkeypatch.setattr(plan, "SEGMENT", 1 << 12)
-    monkeypatch.setattr(plan, "BAND", 1 << 14)
+    set_bands(monkeypatch, 1 << 20)
     spans = plan.segments(height, width)
-    for parts in (spans, plan.bands(height, width)):
+    for parts in (spans, plan.bands(height, width, 8)):
         assert [row for top, bottom in parts for row in range(top, bottom)] == list(range(height))
-    assert {top for top, _ in plan.bands(height, width)} <= {top for top, _ in spans}
+    assert {top for top, _ in plan.bands(height, width, 8)} <= {top for top, _ in spans}
     assert max((bottom - top) * width for top, bottom in spans) <= max(1 << 12, width)
     for first in range(0, height, 11):
-        found = plan.bands(height, width, (first, min(first + 5, height)))
+        found = plan.bands(height, width, 8, (first, min(first + 5, height)))
         assert found[0][0] <= first and min(first + 5, height) <= found[-1][1]
         assert found[-1][1] - found[0][0] <= 5 + 2 * max(1, (1 << 12) // width)
 
@@ -70,7 +74,7 @@ def test_rows_are_kept_exactly():
 def test_the_exact_path_has_no_seams(tiny, monkeypatch):
     """Latents and last feature from bands are those from the whole picture, bit for bit."""
     monkeypatch.setattr(plan, "SEGMENT", 60)
-    monkeypatch.setattr(plan, "BAND", 130)
+    set_bands(monkeypatch, 130 * 64)
     height, width = 384, 192
     torch.manual_seed(0)
     config = tiny._topdown.config
@@ -80,7 +84,7 @@ def test_the_exact_path_has_no_seams(tiny, monkeypatch):
     ]
     qualities = torch.tensor([[90, 80, 70, 60, 50, 40]])
 
-    def latents(bands):
+    def latents(steps):
         seen: list[list[torch.Tensor]] = [[] for _ in levels]
 
         def choose(prior):
@@ -89,18 +93,27 @@ def test_the_exact_path_has_no_seams(tiny, monkeypatch):
             seen[prior.layer].append(torch.cat((prior.scale_index, z)))
             return z
 
-        last = descend(tiny._topdown.walk(qualities, height, width, bands), choose)
+        last = descend(tiny._topdown.walk(qualities, height, width, steps), choose)
         return [torch.cat(parts, 2) for parts in seen] + [last.all()]
 
-    bands = [plan.bands(height // stride, width // stride) for stride in tiny.strides]
-    assert [len(spans) for spans in bands] == [1, 1, 3, 3, 12, 12]
-    assert all(map(torch.equal, latents(bands), latents(None)))
+    steps = tiny._steps(height, width)
+    assert [[layer for layer, _, _ in steps].count(index) for index in range(6)] == [1, 2, 5, 5, 12, 12]
+    assert steps != sorted(steps)  # not one layer after another
+    assert all(map(torch.equal, latents(steps), latents(None)))
+
+
+def test_steps_follow_what_they_depend_on_and_are_not_sooner_than_needed():
+    bands = [[(0, 4)], [(0, 3), (3, 8)], [(0, 6), (6, 9), (9, 16)]]
+    steps = plan.interleave(bands, lambda layer, top, bottom: (max(0, top // 2 - 1), min(8, bottom // 2 + 1)))
+    assert steps == [(0, 0, 4), (1, 0, 3), (1, 3, 8), (2, 0, 6), (2, 6, 9), (2, 9, 16)]
+    steps = plan.interleave(bands, lambda layer, top, bottom: (top // 2, -(-bottom // 2)))
+    assert steps == [(0, 0, 4), (1, 0, 3), (2, 0, 6), (1, 3, 8), (2, 6, 9), (2, 9, 16)]
 
 
 def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch):
     level = torch.tensor([60])
     banded = Features(tiny._encoder, tall, level, 8)
-    monkeypatch.setattr(plan, "BAND_PIXELS", 1 << 24)
+    set_bands(monkeypatch, 1 << 24)
     whole = Features(tiny._encoder, tall, level, 8)
     with torch.inference_mode():
         for stride in (8, 16, 32, 64):
@@ -108,6 +121,11 @@ def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch):
             for first, last in ((0, height), (height // 3, height // 2 + 1), (height - 1, height)):
                 a, b = (features.take(stride, first, last) for features in (banded, whole))
                 assert a.shape == b.shape and (a - b).abs().max() < 2.0**-9  # kept in multiples of 2^-10
+        banded = Features(tiny._encoder, tall, level, 8)
+        for first, last in ((0, 9), (0, 20), (11, 20), (15, 40), (38, 56)):  # as the layers ask for them
+            banded.forget_above(first)
+            a, b = (features.take(8, first, last) for features in (banded, whole))
+            assert a.shape == b.shape and (a - b).abs().max() < 2.0**-9
 
 
 @pytest.mark.parametrize("gray", [False, True])
@@ -115,8 +133,7 @@ def test_files_decode_alike_in_bands_and_at_once(tiny, tall, small_segments, mon
     picture = read_picture(tall[:, :, 1] if gray else tall)
     at_once = tiny.encode(picture, 70)
     parsed = container.parse(at_once.data)
-    monkeypatch.setattr(plan, "BAND", 15 * 24)
-    monkeypatch.setattr(plan, "BAND_PIXELS", 64 * 192)
+    set_bands(monkeypatch, 128 * 192)
     in_bands = tiny.encode(picture, 70)  # verified: decoded in bands
     again = tiny.decode(at_once.data)
     assert np.abs(again.pixels.astype(int) - at_once.picture.pixels).max() <= 1
@@ -257,7 +274,7 @@ def test_no_progress_is_told_of_a_picture_that_is_coded_at_once(tiny, photo):
 def test_a_tiny_file_that_declares_a_large_picture_is_found_out_early(tiny, tall, monkeypatch):
     """Its first layer lacks bytes, so that no further one is computed."""
     parsed = container.parse(tiny.encode(read_picture(tall), 50, verify=False).data)
-    header = dataclasses.replace(parsed.header, width=4096, height=2048)
+    header = dataclasses.replace(parsed.header, width=2048, height=2048)
     visited = []
     look = LatentLayer.look
 

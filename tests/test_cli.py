@@ -15,7 +15,8 @@ from pathlib import Path
 import fake_codec
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile, features
+from test_metadata import XMP_PACKET, exif_data
 
 import hvcompress
 from hvcompress import container, errors
@@ -23,9 +24,10 @@ from hvcompress.cli import main, plan
 from hvcompress.console import exit_codes
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import FORMATS
+from hvcompress.metadata import EXIF_PREFIX
 
 ROOT = Path(hvcompress.__file__).parents[1]
-COMMANDS = ("encode", "decode", "info", "rates", "models", "test")
+COMMANDS = ("encode", "decode", "info", "rates", "inspect", "models", "test")
 
 
 @pytest.fixture
@@ -258,14 +260,62 @@ def test_one_pixel(here, codec):
     assert Image.open("a.png").size == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["png", "PPM", ".jpg", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("name", ["png", "PPM", ".jpg", "webp", "tif", "bmp", "avif"])
 def test_formats(name, here, codec):
+    if name == "avif" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
     hvci("a.hvci")
     assert main(["decode", "a.hvci", "--format", name]) == 0
     suffix = "." + name.lower().lstrip(".")
     assert Image.open("a" + suffix).format == FORMATS[suffix][0]
     assert main(["decode", "a.hvci", "-o", "B" + suffix.upper()]) == 0
     assert Image.open("B" + suffix.upper()).format == FORMATS[suffix][0]
+
+
+def save_with_everything(path) -> None:
+    """With a profile, EXIF (turned) and XMP."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.fromarray(np.full((24, 32, 3), 90, np.uint8))
+    image.save(path, icc_profile=profile, exif=EXIF_PREFIX + exif_data(), xmp=XMP_PACKET)
+
+
+def metadata_of(path) -> set[str]:
+    with Image.open(path) as image:
+        image.load()
+        assert image.size == (24, 32) and image.getexif().get(0x0112, 1) == 1
+        return {"icc_profile", "exif", "xmp"} & image.info.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ([], {"icc_profile", "exif", "xmp"}),
+        (["--strip"], {"icc_profile"}),
+        (["--strip-icc"], {"exif", "xmp"}),
+        (["--strip-icc", "--strip"], set()),
+    ],
+)
+def test_metadata_are_kept_unless_stripped(options, left, here, codec, capsys):
+    save_with_everything("a.webp")
+    assert main(["encode", *options, "a.webp"]) == 0
+    assert main(["decode", "a.hvci"]) == 0
+    assert metadata_of("a.png") == left
+    assert main(["encode", "a.webp", "-f"]) == 0
+    assert main(["decode", *options, "a.hvci", "-f", "-o", "b.jpg"]) == 0
+    assert metadata_of("b.jpg") == left
+    capsys.readouterr()
+    assert main(["info", "a.hvci"]) == 0
+    text = capsys.readouterr().out
+    assert "a.hvci: 24x32 RGB with ICC profile, EXIF, XMP, quality 60\n" in text
+    assert {"chunk ICCP", "chunk exif", "chunk xmpd"} <= set(re.findall(r"chunk \w{4}", text))
+
+
+def test_a_memory_limit_is_looked_at_before_the_pixels(here, codec, capsys, monkeypatch):
+    save_photo("a.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    codec.load_model = lambda *a: pytest.fail("too late")
+    assert main(["encode", "a.png", "--memory-limit", "1k"]) == 7
+    assert "memory" in one_line(capsys.readouterr()) and os.listdir() == ["a.png"]
 
 
 def test_an_unknown_output_suffix_is_told_before_work(here, codec, capsys):
@@ -693,8 +743,8 @@ def test_trouble_outside_any_file(capsys, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------------
 # Info, models, test
 
-DOCUMENTED = """file version width height gray alpha quality offsets fingerprint header_bytes layer_bytes chunk_bytes
-file_bytes latent_hash betas model bpp""".split()
+DOCUMENTED = """file version width height gray alpha icc exif xmp quality offsets fingerprint header_bytes layer_bytes
+chunk_bytes file_bytes latent_hash betas model bpp""".split()
 
 
 def test_info_as_json(here, codec, capsys):

@@ -191,14 +191,14 @@ def test_processes_that_write_the_same_file_at_once(tmp_path, photo, force):
 import os, sys, time
 import fake_codec
 sys.modules["hvcompress.codec"] = fake_codec.module()
-from hvcompress import cli, image_io
-write = image_io.write_atomically
+from hvcompress import cli, files
+write = files.write_atomically
 def together(*arguments, **options):
     open(f"ready-{os.getpid()}", "w").close()
     while sum(name.startswith("ready-") for name in os.listdir()) < 4:
         time.sleep(0.001)
     write(*arguments, **options)
-image_io.write_atomically = together
+files.write_atomically = together
 sys.exit(cli.main())
 """
     (tmp_path / "out").mkdir()

@@ -25,7 +25,7 @@ from PIL import Image
 import hvcompress
 from hvcompress.container import read_info
 from hvcompress.errors import OutputError
-from hvcompress.image_io import write_atomically
+from hvcompress.files import write_atomically
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are injected into forked processes")
 
@@ -41,7 +41,7 @@ import os, signal, sys
 import fake_codec
 sys.modules["hvcompress.codec"] = fake_codec.module()
 from fake_codec import FakeCodec
-import hvcompress.cli, hvcompress.image_io as image_io
+import hvcompress.cli, hvcompress.files as files, hvcompress.image_io as image_io
 """
 
 
@@ -347,19 +347,19 @@ image_io._check_size = shrink
 def test_a_file_that_shrinks_while_it_is_read(here):
     compressed(here / "a.hvci", noise(here / "a.png", 300, 400))
     patch = """
-opened = image_io._open
+opened = files.open_file
 def shrink(path):
     file = opened(path)
     os.truncate("a.hvci", 20_000)
     return file
-image_io._open = shrink
+files.open_file = shrink
 """
     done = command(patch, "decode", "a.hvci", "-o", "b.png")
     assert done.returncode == 4 and told(done).startswith("a.hvci: the file is damaged or truncated")
     assert sorted(os.listdir(here)) == ["a.hvci", "a.png"]
 
 
-@pytest.mark.parametrize(("place", "code"), [("_open", 3), ("_check_size", 0)])
+@pytest.mark.parametrize(("place", "code"), [("open_file", 3), ("_check_size", 0)])
 def test_a_picture_that_vanishes(here, place, code):
     """Before it is opened it is missing; afterwards it is there for whoever has opened it."""
     noise(here / "a.png")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_golden import segmented
+from make_golden import cases, segmented
 from PIL import Image
 
 import hvcompress
@@ -41,6 +41,12 @@ def test_latents_and_pixels(shipped, name):
     assert decoded.mode == stored.mode and decoded.size == stored.size
     difference = np.asarray(decoded).astype(int) - np.asarray(stored)
     assert np.abs(difference).max() <= 1
+
+
+def test_profile_and_metadata(shipped):
+    decoded, meant = shipped.decode((GOLDEN / "metadata.hvci").read_bytes()), cases()["metadata"][0]
+    assert decoded.exif == meant.exif and decoded.xmp == meant.xmp
+    assert decoded.icc[:4] + decoded.icc[12:24] == meant.icc[:4] + meant.icc[12:24]  # the rest has a date in it
 
 
 def test_a_large_picture(shipped):

@@ -8,33 +8,33 @@ import struct
 import subprocess
 import sys
 import threading
+import types
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, features
+from test_metadata import NOTE, XMP_PACKET, exif_data, thumbnail
 
-from hvcompress import image_io
+from hvcompress import image_io, plan
 from hvcompress.container import MAX_PIXELS
 from hvcompress.errors import InputError, LimitError, OutputError, UsageError
-from hvcompress.image_io import (
-    FORMATS,
-    Picture,
-    check_suffix,
-    image_bytes,
-    read_file,
-    read_picture,
-    to_pil,
-    write_atomically,
-)
+from hvcompress.files import read_file, write_atomically
+from hvcompress.image_io import FORMATS, Picture, check_suffix, image_bytes, read_picture, to_pil
+from hvcompress.metadata import EXIF_PREFIX, clean_exif, clean_xmp
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (13, 9, 3), dtype=np.uint8)
 RGBA = RNG.integers(0, 256, (13, 9, 4), dtype=np.uint8)
 GRAY = RNG.integers(0, 256, (13, 9), dtype=np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+AVIF = features.check("avif")
+needs_avif = pytest.mark.skipif(not AVIF, reason="Pillow without AVIF")
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -206,6 +206,67 @@ def test_cmyk_with_a_profile_goes_through_it_and_without_by_formula():
         assert picture.icc is None
 
 
+def cmyk_profile() -> bytes:
+    """Of a press whose colours are all green: four inks -> Lab by a table of 2 x 2 x 2 x 2 equal entries."""
+    green = bytes((150, 128 - 60, 128 + 40))
+    identity = struct.pack(">9I", *(65536 * (i % 4 == 0) for i in range(9)))
+    curve = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + 4 * curve + 16 * green + 3 * curve
+    head = struct.pack(">I4sI4s4s4s", 144 + len(table), b"lcms", 0x02100000, b"prtr", b"CMYK", b"Lab ")
+    head = (head + bytes(12) + b"acsp").ljust(68, b"\0") + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+    return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk_goes_through_its_profile(kind):
+    image = Image.fromarray(RGB).convert("CMYK")
+    picture = read_picture(saved(image, kind, icc_profile=cmyk_profile()))
+    assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) == 1 and picture.icc is None
+    red, green, blue = (int(value) for value in picture.pixels[0, 0])
+    assert red < blue < green and green > 90
+
+
+def test_cmyk_in_jpeg_is_not_inverted():
+    """Photoshop stores the complement, and Pillow does as well."""
+    image = Image.new("CMYK", (16, 16), (0, 200, 200, 0))
+    assert np.abs(read_picture(saved(image, "JPEG", quality=95)).pixels.astype(int) - (255, 55, 55)).max() <= 3
+
+
+def test_palette_with_alpha_and_premultiplied_modes():
+    palette = Image.fromarray(RGB).quantize(8)
+    palette.putalpha(Image.fromarray(RGBA[..., 3]))
+    assert palette.mode == "PA"
+    picture = read_picture(palette)
+    assert np.array_equal(picture.alpha, RGBA[..., 3])
+    assert np.array_equal(picture.pixels, np.asarray(palette.convert("RGBA"))[..., :3])
+    for mode, premultiplied in (("RGBA", "RGBa"), ("LA", "La")):
+        image = Image.fromarray(RGBA).convert(mode).convert(premultiplied)
+        picture = read_picture(image)
+        assert picture.gray == (mode == "LA") and np.array_equal(picture.alpha, RGBA[..., 3])
+        assert np.array_equal(np.asarray(to_pil(picture)), np.asarray(image.convert(mode)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "PA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_bands_are_seamless(mode, orientation, monkeypatch):
+    image = Image.fromarray(RGBA).convert(mode) if mode != "I;16" else Image.fromarray(GRAY.astype(np.uint16) * 257)
+    image.getexif()[0x0112] = orientation
+    whole = read_picture(image)
+    assert whole.pixels.shape == ((13, 9, 3) if orientation == 1 else (9, 13, 3))
+    for size in (1, 20):
+        monkeypatch.setattr(image_io, "_BAND", size)
+        banded = read_picture(image)
+        assert np.array_equal(banded.pixels, whole.pixels)
+        assert whole.alpha is banded.alpha is None or np.array_equal(banded.alpha, whole.alpha)
+
+
+@needs_avif
+def test_avif():
+    smooth = np.ascontiguousarray(np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3)))
+    picture = read_picture(saved(Image.fromarray(smooth), "AVIF", quality=90))
+    assert np.abs(picture.pixels.astype(int) - smooth).max() <= 4 and not picture.gray
+
+
 def test_the_first_frame_of_several_is_taken():
     frames = [Image.fromarray(np.full((5, 6, 3), value, np.uint8)) for value in (10, 200)]
     for kind in ("GIF", "TIFF", "WEBP", "PNG"):
@@ -239,6 +300,50 @@ def test_exif_orientation_is_applied(orientation, kind):
     assert np.array_equal(read_picture(data).pixels, upright)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", pytest.param("AVIF", marks=needs_avif)])
+def test_a_turned_picture_is_upright_and_stays_so(kind, order):
+    """Neither EXIF nor XMP of what is written turns it once more."""
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, :8] = 250, 40, 40  # the left, which is the top when upright
+    options = {"exif": b"Exif\0\0" + exif_data(order, 6, small=thumbnail()), "xmp": XMP_PACKET}
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode())
+    if kind == "TIFF":
+        tags = Image.Exif()
+        tags[0x010F], tags[0x0112], tags[700] = "Mak3r X", 6, options.pop("xmp")
+        options["exif"] = tags
+    picture = read_picture(saved(Image.fromarray(wide), kind, **options))
+    assert picture.pixels.shape == (24, 8, 3) and picture.pixels[2, 4, 0] > 200 and picture.pixels[-3, 4, 0] < 50
+    assert picture.exif is not None and picture.xmp is not None and b'Orientation="6"' not in picture.xmp
+    for suffix in (".png", ".jpg", ".webp", ".tif") + (".avif",) * AVIF:
+        data = image_bytes(picture, suffix)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert image.size == (8, 24) and image.getexif().get(0x0112, 1) == 1
+            assert ImageOps.exif_transpose(image).size == (8, 24)
+        back = read_picture(data)
+        assert back.pixels.shape == (24, 8, 3) and back.pixels[2, 4, 0] > 200
+        assert to_pil(back).getexif()[0x010F] == "Mak3r X" and back.xmp == picture.xmp
+
+
+def test_orientation_in_xmp_alone():
+    data = saved(Image.fromarray(RGB), "WEBP", lossless=True, xmp=XMP_PACKET)
+    picture = read_picture(data)
+    assert picture.pixels.shape == (9, 13, 3) and np.array_equal(picture.pixels, np.rot90(RGB, -1))
+    assert b'tiff:Orientation="1"' in picture.xmp
+
+
+def test_exif_of_an_older_kind_in_png():
+    """ImageMagick's, in hexadecimal digits."""
+    text = f"\nexif\n{len(exif_data()):8}\n{(EXIF_PREFIX + exif_data()).hex()}"
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", text, zip=True)
+    picture = read_picture(saved(Image.fromarray(RGB), pnginfo=info))
+    assert picture.exif == clean_exif(exif_data()) and picture.pixels.shape == (9, 13, 3)
+
+
 def test_orientation_applies_to_gray_16_bit_and_alpha():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -253,7 +358,7 @@ def test_damaged_exif_does_not_matter(exif):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on the damage
         picture = read_picture(saved(Image.fromarray(RGB), "JPEG", exif=exif))
-    assert picture.pixels.shape == RGB.shape
+    assert picture.pixels.shape == RGB.shape and picture.exif is None
 
 
 def test_profiles_are_kept_where_they_fit():
@@ -263,6 +368,62 @@ def test_profiles_are_kept_where_they_fit():
     assert read_picture(saved(Image.fromarray(GRAY), icc_profile=SRGB)).icc is None
     assert read_picture(saved(Image.fromarray(RGB), icc_profile=profile(b"GRAY"))).icc is None
     assert read_picture(saved(Image.fromarray(RGB), icc_profile=b"short")).icc is None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# HEIC
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+@pytest.fixture
+def pillow_heif(monkeypatch):
+    """A stand-in for the package: every file is the same picture, with EXIF turned upright already, as it does."""
+
+    class HeifImageFile(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self):
+            assert self.fp.tell() == 0
+            if self.fp.read().endswith(b"damaged"):
+                raise SyntaxError("no image inside")
+            self._size, self._mode, self.tile = (9, 13), "RGB", []
+            self.info = {"exif": EXIF_PREFIX + exif_data(orientation=1), "icc_profile": SRGB}
+
+        def load(self):
+            if self._im is None:
+                self.load_prepare()
+                self.frombytes(RGB.tobytes())
+            return super().load()
+
+    module = types.ModuleType("pillow_heif")
+    module.HeifImageFile = HeifImageFile
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+
+
+def test_heic_with_the_package(pillow_heif, tmp_path):
+    path = tmp_path / "a.HEIC"
+    path.write_bytes(HEIC)
+    for source in (path, HEIC):
+        picture = read_picture(source)
+        assert np.array_equal(picture.pixels, RGB) and picture.icc == SRGB
+        assert picture.exif == clean_exif(exif_data(orientation=1))
+    with pytest.raises(InputError, match="no image inside"):
+        read_picture(HEIC + b"damaged")
+    with pytest.raises(LimitError):
+        read_picture(HEIC, max_pixels=116)
+    for other in (b"RIFF", b"\0\0\0\x18ftypisom" + bytes(40)):
+        with pytest.raises(InputError, match="not an image"):
+            read_picture(other)
+
+
+def test_heic_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match="takes the package pillow-heif"):
+        read_picture(HEIC)
+    with pytest.raises(InputError, match="not an image"):
+        read_picture(b"\0\0\0\x18ftypisom" + bytes(40))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -379,12 +540,59 @@ def test_the_limit_can_be_lowered_and_is_exact():
     read_picture(saved(Image.new("RGB", (1, 1))), max_pixels=1)
 
 
+def test_a_picture_without_the_memory_is_refused_before_its_pixels_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+    needed = (plan.BYTES_COMPUTED + plan.BYTES_KEPT) * RGB[..., 0].size
+    for source in (path, path.read_bytes(), RGB, Image.fromarray(RGB)):
+        assert read_picture(source, memory_limit=needed).pixels.shape == RGB.shape
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for source in (path, path.read_bytes(), RGB, Image.fromarray(RGB)):
+        with pytest.raises(LimitError, match="memory"):
+            read_picture(source, memory_limit=needed - 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("kind", "orientation", "most"), [("PNG", 1, 7), ("JPEG", 6, 7), ("PPM", 1, 3)])
+def test_reading_takes_one_copy_of_each_kind(kind, orientation, most, tmp_path):
+    """Pillow's has 4 bytes per pixel and is gone afterwards, ours has 3 and stays."""
+    path, exif = tmp_path / "a", Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.effect_noise((64, 64), 50).convert("RGB").resize((4000, 3000), Image.Resampling.NEAREST)
+    options = {"PNG": {"exif": exif, "compress_level": 1}, "JPEG": {"exif": exif}, "PPM": {}}[kind]
+    image.save(path, kind, **options)
+    program = f"""
+import io, re
+from PIL import Image
+from hvcompress.image_io import read_picture
+
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+out = io.BytesIO()
+Image.new("RGB", (64, 64)).save(out, {kind!r})
+read_picture(out.getvalue())
+before = status("VmRSS")
+picture = read_picture({str(path)!r})
+print(status("VmHWM") - before, status("VmRSS") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    peak, left = (int(value) for value in done.stdout.split())
+    assert peak < most * 12e6 + 10e6 and left < 3 * 12e6 + 5e6
+
+
 def test_pillows_own_limit_neither_matters_nor_changes(monkeypatch):
+    files = [saved(Image.fromarray(RGB), kind) for kind in ("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_picture(saved(Image.fromarray(RGB))).pixels.shape == RGB.shape
-    assert Image.MAX_IMAGE_PIXELS == 10
+        for source in (*files, Image.fromarray(RGB)):
+            assert read_picture(source).pixels.shape == RGB.shape
+            assert Image.MAX_IMAGE_PIXELS == 10
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # as where a process was forked while a thread was reading
+    image_io._readers.append(10)
+    image_io.forget_readers()
+    assert Image.MAX_IMAGE_PIXELS == 10 and not image_io._readers
     with pytest.raises(InputError):
         read_picture(b"nothing")
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -412,7 +620,7 @@ def test_many_threads_may_read_at_once():
 # Out
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if "jp" not in suffix])
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix not in (".jpg", ".jpeg", ".avif")])
 def test_written_files_are_lossless(suffix):
     for array in (RGB, GRAY):
         back = Image.open(io.BytesIO(image_bytes(to_pil(read_picture(array)), suffix)))
@@ -436,13 +644,139 @@ def test_jpeg_comes_close_and_has_no_alpha():
         image_bytes(Image.fromarray(RGBA), ".jpg")
 
 
+@needs_avif
+def test_avif_is_nearly_lossless():
+    """Its YCbCr costs colours up to three levels; gray and alpha come back exactly."""
+    for array in (RGB, RGBA, GRAY):
+        picture = read_picture(array)
+        back = read_picture(image_bytes(picture, ".avif"))
+        assert np.abs(back.pixels.astype(int) - picture.pixels).max() <= (0 if picture.gray else 3)
+        assert array is not RGBA or np.array_equal(back.alpha, picture.alpha)
+    gray_alpha = Image.merge("LA", (Image.fromarray(GRAY), Image.fromarray(RGBA[..., 3])))
+    back = Image.open(io.BytesIO(image_bytes(gray_alpha, ".avif")))
+    assert np.array_equal(np.asarray(back.convert("LA")), np.asarray(gray_alpha))
+
+
+def test_without_avif_it_is_told(monkeypatch):
+    monkeypatch.setitem(features.modules, "avif", ("PIL._nothing", None))
+    with pytest.raises(UsageError, match=r"cannot write '\.avif' with a Pillow that was built without AVIF"):
+        check_suffix(".AVIF")
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_ppm_is_written_and_read_without_pillow(gray, monkeypatch):
+    picture = read_picture(GRAY if gray else RGB)
+    expected = saved(to_pil(picture), "PPM")
+    monkeypatch.setattr(image_io, "to_pil", lambda picture: pytest.fail("a copy was made"))
+    if not gray:
+        monkeypatch.setattr(Image.core, "new", lambda *a: pytest.fail("a copy was made"))
+    assert image_bytes(picture, ".ppm") == expected
+    back = read_picture(expected)
+    assert np.array_equal(back.pixels, picture.pixels) and back.pixels.flags.writeable and back.gray == gray
+    with pytest.raises(InputError, match="damaged or truncated"):
+        read_picture(expected[:-1])
+
+
+def test_ppm_with_alpha_is_refused_all_the_same():
+    with pytest.raises(UsageError, match="transparency"):
+        image_bytes(read_picture(RGBA), ".ppm")
+
+
+def test_other_kinds_of_ppm():
+    plain = b"P3 # comment\n3 1 255\n1 2 3  4 5 6  255 254 253\n"
+    assert read_picture(plain).pixels.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 254, 253]]]
+    assert read_picture(b"P6\n# comment\n1 1\n15\n\x0f\x00\x05").pixels.tolist() == [[[255, 0, 85]]]
+    assert read_picture(b"P4\n8 1\n\x0f").pixels[0, :, 0].tolist() == [255] * 4 + [0] * 4
+
+
 def test_profiles_travel_through_files():
-    for suffix in (".png", ".jpg", ".webp", ".tif"):
+    for suffix in (".png", ".jpg", ".webp", ".tif") + (".avif",) * AVIF:
         data = image_bytes(to_pil(Picture(RGB, icc=SRGB)), suffix)
         assert read_picture(data).icc == SRGB
     gray = to_pil(Picture(np.stack([GRAY] * 3, axis=2), gray=True, icc=profile(b"GRAY")))
     assert read_picture(image_bytes(gray, ".png")).icc == profile(b"GRAY")
     assert "icc_profile" not in Image.open(io.BytesIO(image_bytes(gray, ".webp"))).info
+
+
+@pytest.mark.parametrize("gray", [True, False])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", pytest.param(".avif", marks=needs_avif)])
+def test_metadata_travel_through_files(suffix, gray):
+    picture = replace(read_picture(GRAY if gray else RGB), exif=clean_exif(exif_data()), xmp=clean_xmp(XMP_PACKET))
+    data = image_bytes(picture, suffix)
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    assert image.getexif()[0x010F] == "Mak3r X" and image.getexif().get(0x0112, 1) == 1
+    assert image.getexif().get_ifd(0x8769)[0x927C] == NOTE
+    assert image.info["xmp"] == picture.xmp
+    again = read_picture(data)
+    assert again.pixels.shape == picture.pixels.shape and again.xmp == picture.xmp
+    # Patched, not written anew: the camera's notes are where they were.
+    assert again.exif.index(NOTE) == picture.exif.index(NOTE)
+    if suffix != ".avif":
+        assert again.exif == picture.exif
+
+
+def test_metadata_in_tiff():
+    """There the file's own directory holds them, so they are written anew, and only what describes the picture."""
+    hostile = Image.Exif()
+    hostile[0x010F], hostile[0x0106], hostile[0x0111], hostile[0x0116], hostile[0x0112] = "Maker", 0, 7, 1, 6
+    hostile.get_ifd(0x8769)[0x9003] = "2024:01:02 03:04:05"
+    hostile.get_ifd(0x8825)[1] = "N"
+    for array in (GRAY, RGB, RGBA):
+        picture = replace(read_picture(array), exif=clean_exif(hostile.tobytes()), xmp=clean_xmp(XMP_PACKET))
+        data = image_bytes(picture, ".tif")
+        back = read_picture(data)
+        assert np.array_equal(back.pixels, picture.pixels) and back.xmp == picture.xmp
+        exif = to_pil(back).getexif()
+        assert exif[0x010F] == "Maker" and exif.get(0x0112, 1) == 1 and 0x0111 not in exif
+        assert exif.get_ifd(0x8769)[0x9003] == "2024:01:02 03:04:05" and exif.get_ifd(0x8825)[1] == "N"
+        assert read_picture(image_bytes(back, ".png")).exif == back.exif
+    plain = image_bytes(read_picture(RGB), ".tif")
+    assert read_picture(plain).exif is None and read_picture(plain).xmp is None
+    alone = image_bytes(replace(read_picture(RGB), xmp=XMP_PACKET), ".tif")
+    assert read_picture(alone).exif is None and read_picture(alone).xmp == clean_xmp(XMP_PACKET)
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".bmp"])
+def test_formats_without_room_for_metadata(suffix):
+    picture = replace(read_picture(RGB), icc=SRGB, exif=clean_exif(exif_data()), xmp=XMP_PACKET)
+    assert read_picture(image_bytes(picture, suffix)).exif is None
+    assert np.array_equal(read_picture(image_bytes(picture, suffix)).pixels, RGB)
+
+
+def test_what_is_too_long_for_jpeg_is_left_out_of_it():
+    note = RNG.bytes(70000)
+    picture = replace(read_picture(RGB), exif=clean_exif(exif_data() + note), xmp=b"x" * 70000)
+    back = read_picture(image_bytes(picture, ".jpg"))
+    assert back.exif is None and back.xmp is None
+    back = read_picture(image_bytes(replace(picture, xmp=XMP_PACKET), ".jpg"))
+    assert back.exif is None and back.xmp == clean_xmp(XMP_PACKET)
+    most = clean_exif(exif_data() + note)[: 65533 - 6]
+    assert read_picture(image_bytes(replace(picture, exif=most), ".jpg")).exif == most
+    for suffix in (".png", ".webp"):
+        back = read_picture(image_bytes(picture, suffix))
+        assert (back.exif, back.xmp) == (picture.exif, picture.xmp)
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".avif" or AVIF])
+@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on the damage
+def test_hostile_metadata_do_not_hinder_writing(suffix):
+    rng = np.random.default_rng(11)
+    for _ in range(15):
+        damaged = bytearray(exif_data("<>"[rng.integers(2)], small=b"\xff\xd8more"))
+        for _ in range(4):
+            damaged[rng.integers(10, len(damaged))] = rng.integers(256)
+        picture = replace(read_picture(RGB), exif=clean_exif(bytes(damaged)), xmp=rng.bytes(50))
+        assert read_picture(image_bytes(picture, suffix)).pixels.shape == RGB.shape
+
+
+def test_a_pillow_image_has_the_metadata_as_pillow_itself_would():
+    picture = replace(read_picture(RGB), exif=clean_exif(exif_data()), xmp=XMP_PACKET)
+    image = to_pil(picture)
+    assert image.getexif()[0x010F] == "Mak3r X" and image.info["xmp"] == XMP_PACKET
+    assert read_picture(saved(image, "JPEG", exif=image.info["exif"])).exif == picture.exif
+    assert (read_picture(image).exif, read_picture(image).xmp) == (picture.exif, clean_xmp(XMP_PACKET))
+    assert not {"exif", "xmp", "icc_profile"} & to_pil(read_picture(RGB)).info.keys()
 
 
 def test_unknown_suffixes_and_what_a_format_cannot_hold():
@@ -558,7 +892,7 @@ def test_failure_at_any_step_leaves_the_old_file_alone(tmp_path, monkeypatch, st
 
     if step == "replace":
         monkeypatch.setattr(os, "link", fail)
-    monkeypatch.setattr(image_io.os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises((OutputError, KeyboardInterrupt)) as caught:
         write_atomically(path, b"new", overwrite=overwrite)
     monkeypatch.undo()

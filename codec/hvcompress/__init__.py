@@ -27,6 +27,7 @@ from .errors import (
     MismatchError,
     ModelError,
     OutputError,
+    TargetError,
     UnsupportedError,
     UsageError,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "MismatchError",
     "ModelError",
     "OutputError",
+    "TargetError",
     "UnsupportedError",
     "UsageError",
     "decode",
@@ -65,8 +67,13 @@ __all__ = [
 
 def encode(
     image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray,
-    quality: int = 60,
+    quality: int | None = None,
     *,
+    bpp: float | None = None,
+    size: int | None = None,
+    psnr: float | None = None,
+    lmbda: float | None = None,
+    strict: bool = False,
     beta: Sequence[float] | None = None,
     allocation: str | None = None,
     effort: int = 1,
@@ -78,7 +85,13 @@ def encode(
     """Compress an image to the bytes of an .hvci file.
 
     image: a path, the bytes of an image file, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
-    quality: 0 (smallest) to 100 (best).
+    quality: 0 (smallest) to 100 (best); 60 if neither it nor one of the following is given.
+    bpp, size, psnr: instead of a quality: bits per pixel or bytes of the whole file, or the dB of the decoded RGB
+        picture, found within 1 % (for a PSNR of the squared error) by 3 to 6 encodings. Of small pictures the nearest
+        that was found; TargetError where the picture cannot have it.
+    lmbda: instead of a quality, 0.001 to 0.25: the one that minimises about bits per pixel + lmbda * MSE, the squared
+        error on the 0..255 scale.
+    strict: never more than bpp or size, never less than psnr.
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
     allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
         alike) or "detail" (more for the fine ones).
@@ -88,15 +101,19 @@ def encode(
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case above
         effort 1.
-    progress: above effort 1, called with the steps of fitting done, from 0, and how many there are.
+    progress: above effort 1, called with the steps of fitting done, from 0, and how many there are; in a search with
+        the encodings made, and about how many there will be.
 
-    Raises subclasses of HvcompressError: InputError, LimitError, UsageError, ModelError, DeviceError, MismatchError.
+    Raises subclasses of HvcompressError: InputError, LimitError, UsageError, TargetError, ModelError, DeviceError,
+    MismatchError.
     """
     from .allocation import allocation_offsets
     from .codec import load_model as load
     from .image_io import read_picture
     from .quality import offset_of
+    from .targets import Target, encode_to, rate_of
 
+    rate = rate_of(quality, bpp, size, psnr, lmbda, strict)
     if beta is not None and allocation is not None:
         raise UsageError("beta and allocation both set the betas; give one of them")
     picture = read_picture(image)
@@ -104,7 +121,10 @@ def encode(
     codec = load(model, device)
     if allocation is not None:
         offsets = allocation_offsets(allocation, codec.strides)
-    return codec.encode(picture, quality, offsets, effort=effort, verify=verify, progress=progress).data
+    options = {"effort": effort, "verify": verify, "progress": progress}
+    if isinstance(rate, Target):
+        return encode_to(codec, picture, rate, offsets, **options).data
+    return codec.encode(picture, rate, offsets, **options).data
 
 
 def decode(
@@ -112,6 +132,7 @@ def decode(
     *,
     layers: int | None = None,
     crop: Sequence[int] | None = None,
+    partial: bool = False,
     model: str | os.PathLike | None = None,
     device: str = "auto",
 ) -> PIL.Image.Image:
@@ -120,6 +141,8 @@ def decode(
     layers: how many to decode, from the coarsest, for a preview; None is all. With fewer the latents are not checked.
     crop: left, top, width and height of a part. Of a large picture little more than its rows is decoded, and the
         latents are not checked.
+    partial: take a file that is cut off at its end as well, for the layers that are whole (`layers` at most): never the
+        finest, nor alpha and profile, which come last. Damage is then not noticed. Of a complete file nothing changes.
 
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
     MismatchError, UsageError.
@@ -128,14 +151,19 @@ def decode(
     from .image_io import to_pil
 
     data = bytes(data)
-    return to_pil(codec_for(data, device, model).decode(data, layers, crop))
+    return to_pil(codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial))
 
 
 def encode_batch(
     images: Iterable[str | os.PathLike | bytes | PIL.Image.Image | np.ndarray],
-    quality: int = 60,
+    quality: int | None = None,
     *,
     jobs: int | None = None,
+    bpp: float | None = None,
+    size: int | None = None,
+    psnr: float | None = None,
+    lmbda: float | None = None,
+    strict: bool = False,
     beta: Sequence[float] | None = None,
     allocation: str | None = None,
     effort: int = 1,
@@ -144,6 +172,8 @@ def encode_batch(
     verify: bool = True,
 ) -> Iterator[bytes]:
     """`encode` of many images, several at a time; yields the bytes of each in the order of the images.
+
+    A target of bpp, size or psnr is that of each image.
 
     images: taken as they are needed, a few ahead. jobs: how many at a time; None is one per core. While the iterator
     is running torch's number of threads, a setting of the whole process, is shared out between them.
@@ -154,7 +184,8 @@ def encode_batch(
 
     from .batch import check_jobs, results
 
-    options = {"quality": quality, "beta": beta, "allocation": allocation, "effort": effort, "verify": verify}
+    options = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr, "lmbda": lmbda, "strict": strict}
+    options |= {"beta": beta, "allocation": allocation, "effort": effort, "verify": verify}
     options |= {"model": model, "device": device}
     return results(partial(encode, **options), images, check_jobs(jobs))
 

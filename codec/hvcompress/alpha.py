@@ -25,9 +25,9 @@ def unpack_alpha(data: bytes, width: int, height: int) -> np.ndarray:
     if len(data) == 1:
         return np.full((height, width), data[0], np.uint8)
     try:
-        with opened(io.BytesIO(data), width * height) as image:
+        with opened(io.BytesIO(data), width * height, ("PNG",)) as image:
             # Before any pixel is decoded.
-            if image.format != "PNG" or image.size != (width, height) or image.mode != "L":
+            if image.size != (width, height) or image.mode != "L":
                 raise FormatError("the alpha plane does not fit the picture")
             return np.asarray(image)
     except (FormatError, MemoryError):

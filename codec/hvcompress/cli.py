@@ -19,7 +19,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
@@ -37,10 +39,11 @@ from .console import (
     stopped_in_good_order,
     write_standard_output,
 )
-from .container import MAGIC, FileInfo, read_info
+from .container import MAGIC, FileInfo, parse, parse_prefix, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
-from .memory import use_memory_again
-from .quality import LEVELS, beta_of, offset_of
+from .memory import give_back, use_memory_again
+from .quality import LEVELS, beta_of, offset_of, quality_of
+from .targets import Target, encode_to, rate_of
 
 if TYPE_CHECKING:
     from .analysis.rates import LayerRate
@@ -91,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
-    lines += ["", "exit codes (of several files that fail, the first decides):"]
+    lines += ["exit codes (of several files that fail, the first decides):"]
     lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
     parser = _Parser(
         prog="hvcompress",
@@ -107,10 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    def rate_arguments(made: _Parser, quality: int | None) -> None:
-        made.add_argument(
-            "-q", "--quality", type=_quality, default=quality, help="0..100, 100 is not lossless (default: 60)"
-        )
+    def quality_argument(made: argparse._ActionsContainer) -> None:
+        summary = "0..100, 100 is not lossless (default: 60)"
+        made.add_argument("-q", "--quality", type=_quality, metavar="Q", help=summary)
+
+    def beta_arguments(made: _Parser) -> None:
         betas = made.add_mutually_exclusive_group()
         betas.add_argument(
             "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
@@ -129,9 +133,19 @@ def _parser() -> argparse.ArgumentParser:
         "example: hvcompress encode -q 40 -o small *.jpg    (small is an existing folder)\n"
         "         curl -s URL | hvcompress encode - | ssh host 'cat > photo.hvci'",
     )
+    encode.usage = "%(prog)s [options] INPUT..."  # all of them would fill the screen
     encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
     encode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .hvci)")
-    rate_arguments(encode, 60)
+    rate = encode.add_mutually_exclusive_group()
+    quality_argument(rate)
+    rate.add_argument("--bpp", type=_positive, metavar="X", help="instead of -q: bits per pixel, found within 1 %%")
+    rate.add_argument("--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)")
+    rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead: PSNR of the RGB picture")
+    rate.add_argument(
+        "--lambda", type=_lambda, dest="lmbda", metavar="X", help="instead: least bpp + X * MSE; 0.001 to 0.25"
+    )
+    encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
+    beta_arguments(encode)
     encode.add_argument(
         "--effort", type=_effort, default=1, metavar="1..9", help="above 1 fits the encoder to the picture (default: 1)"
     )
@@ -146,11 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
-    decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif or bmp (default: OUTPUT's, or png)")
+    decode.add_argument(
+        "--format", metavar="NAME", help="png, ppm, jpg, webp, tif, bmp, avif (default: OUTPUT's, or png)"
+    )
     decode.add_argument(
         "--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time on large pictures"
     )
     decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
+    decode.add_argument(
+        "--partial", action="store_true", help="of a truncated file decode the layers that are whole, unchecked"
+    )
 
     rates = command(
         "rates",
@@ -166,12 +185,26 @@ def _parser() -> argparse.ArgumentParser:
         "example: hvcompress rates photo.png -q 40 --allocation detail --maps .",
     )
     rates.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file or image; - is standard input")
-    rate_arguments(rates, None)
+    quality_argument(rates)
+    beta_arguments(rates)
     rates.add_argument("--maps", metavar="DIR", help="draw INPUT.layer-N.png and INPUT.sum.png in this folder")
     rates.add_argument("-f", "--force", action="store_true", help="overwrite existing maps")
     rates.add_argument("--json", action="store_true", help="one JSON object per line: see below")
 
-    for made in (encode, decode):
+    inspect = command(
+        "inspect",
+        inspect_command,
+        "draw up an HTML page about an .hvci file",
+        "The page shows the picture from 1, 2, ... layers, the rate of each layer, and\n"
+        "where its bits are; with --original also both pictures beside each other, PSNR,\n"
+        "and the best JPEG and WebP of as many bytes. It is one file, without links.\n\n"
+        "example: hvcompress inspect photo.hvci --original photo.png && open photo.html",
+    )
+    inspect.add_argument("input", metavar="FILE", help=".hvci file; - is standard input")
+    inspect.add_argument("-o", "--output", help="file, existing folder, or - (default: beside FILE, as .html)")
+    inspect.add_argument("--original", metavar="IMAGE", help="the image that FILE was made from")
+
+    for made in (encode, decode, inspect):
         made.add_argument(
             "--memory-limit",
             type=_bytes,
@@ -180,6 +213,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    for made in (encode, decode):
+        made.add_argument("--strip", action="store_true", help="leave out EXIF and XMP")
+        made.add_argument("--strip-icc", action="store_true", help="leave out the profile: colours are taken for sRGB")
         made.add_argument(
             "-j", "--jobs", type=_jobs, default=1, metavar="N", help="files at a time; 0 is one per core (default: 1)"
         )
@@ -189,8 +225,9 @@ def _parser() -> argparse.ArgumentParser:
         info_command,
         "say what is in .hvci files, from their headers alone",
         "With --json one object per line and file, with the keys\n"
-        "  file, version, width, height, gray, alpha, quality, offsets, fingerprint,\n"
-        "  header_bytes, layer_bytes, chunk_bytes, file_bytes, latent_hash,\n"
+        "  file, version, width, height, gray, alpha, icc, exif, xmp (if they are there),\n"
+        "  quality, offsets, fingerprint, header_bytes, layer_bytes, chunk_bytes,\n"
+        "  file_bytes, latent_hash,\n"
         "  betas (per layer), model (name if installed, or null), bpp (bits per pixel).\n"
         "Layers are listed coarse to fine. Keys may be added, never renamed.\n\n"
         "example: hvcompress info --json *.hvci | jq .bpp",
@@ -208,7 +245,8 @@ def _parser() -> argparse.ArgumentParser:
         "example: hvcompress test --device cuda",
     )
     shipped, named = "the one shipped", "the one the file names"
-    for made, default in ((encode, shipped), (decode, named), (rates, f"{named}, or shipped"), (test, shipped)):
+    models_of = [(encode, shipped), (decode, named), (rates, f"{named}, or shipped"), (inspect, named), (test, shipped)]
+    for made, default in models_of:
         made.add_argument("--model", metavar="NAME|DIR", help=f"name or folder of a model (default: {default})")
         made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
@@ -218,6 +256,30 @@ def _quality(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) >= LEVELS:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {LEVELS - 1}, not {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d{0,9})?|\.\d{1,9}", text, re.ASCII) or not float(text):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return float(text)
+
+
+def _lambda(text: str) -> float:
+    value = _positive(text)
+    try:
+        quality_of(value)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
+
+
+def _size(text: str) -> int:
+    """Bytes, in units of 1000, as file sizes mostly are; those of memory (`_bytes`) are of 1024."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)([kKMG]?)B?", text, re.ASCII)
+    size = found and int(Decimal(found[1]) * 1000 ** " KMG".index(found[2].upper() or " "))
+    if not size:
+        raise argparse.ArgumentTypeError(f"must be a size as in 40000, 40k or 1.5M, not {text!r}")
+    return size
 
 
 def _effort(text: str) -> int:
@@ -328,13 +390,13 @@ def _check_output(job: Job, force: bool) -> None:
 
 def _read_compressed(source: str) -> bytes:
     """The bytes of an .hvci file, or only the first few where it is none, however large it may be."""
-    from .image_io import read_file
+    from .files import read_file
 
     return read_standard_input() if source == STANDARD else read_file(source, MAGIC)
 
 
 def _write(job: Job, data: bytes, force: bool) -> None:
-    from .image_io import write_atomically
+    from .files import write_atomically
 
     if job.output == STANDARD:
         write_standard_output(data)
@@ -394,6 +456,9 @@ def encode_command(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output, ".hvci")
     stopped = threading.Event()
 
+    rate = rate_of(args.quality, args.bpp, args.size, args.psnr, args.lmbda, args.strict)
+    searched = isinstance(rate, Target)
+
     def work(job: Job) -> list[str]:
         from .image_io import read_picture
         from .metrics import psnr
@@ -401,14 +466,16 @@ def encode_command(args: argparse.Namespace) -> int:
         _check_output(job, args.force)
         source = read_standard_input() if job.source == STANDARD else job.source
         before = _size_of(source)
-        picture = read_picture(source)
+        picture = _stripped(read_picture(source, memory_limit=args.memory_limit), args)
+        give_back()  # of a large picture Pillow had a copy of its own
         from .codec import load_model  # imports torch: only now, so that a bad input is told at once
 
         codec = load_model(args.model, args.device)
         with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
-            encoded = codec.encode(
+            encode = partial(encode_to, codec) if searched else codec.encode
+            encoded = encode(
                 picture,
-                args.quality,
+                rate,
                 _offsets(args, codec),
                 effort=args.effort,
                 verify=not args.no_verify,
@@ -418,11 +485,14 @@ def encode_command(args: argparse.Namespace) -> int:
         _write(job, encoded.data, args.force)
         height, width = picture.pixels.shape[:2]
         quality = "-" if encoded.picture is None else f"{psnr(picture.pixels, encoded.picture.pixels):.2f} dB"
+        told = searched or args.lmbda is not None
+        found = [f"quality {read_info(encoded.data).quality:3}"] if told else []
         return [
             *_size_columns(width, height, before, len(encoded.data)),
             f"{8 * len(encoded.data) / (width * height):7.3f} bpp",
             f"{quality:>8}",
             f"{sum(encoded.seconds.values()):6.2f} s",
+            *found,
         ]
 
     use_memory_again()
@@ -470,26 +540,43 @@ def decode_command(args: argparse.Namespace) -> int:
         _check_output(job, args.force)
         kind = suffix or (".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1]))
         data = _read_compressed(job.source)
-        read_info(data)
+        parsed = (parse_prefix if args.partial else parse)(data)
+        there, meant = len(parsed.streams), len(parsed.header.offsets)
         from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
 
-        codec = codec_for(data, args.device, args.model)
+        codec = codec_for(data, args.device, args.model, partial=args.partial)
         began = time.perf_counter()
         with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
             picture = codec.decode(
-                data, args.layers, args.crop, memory_limit=args.memory_limit, progress=_until(stopped, progress)
+                data,
+                args.layers,
+                args.crop,
+                partial=args.partial,
+                memory_limit=args.memory_limit,
+                progress=_until(stopped, progress),
             )
         seconds = time.perf_counter() - began
         height, width = picture.pixels.shape[:2]
-        image = to_pil(picture)
-        del picture  # of large pictures there should be no more copies in memory than needed
-        written = image_bytes(image, kind)
+        picture = _stripped(picture, args)
+        if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
+            picture = to_pil(picture)
+        written = image_bytes(picture, kind)
         _write(job, written, args.force)
+        if there < meant and not args.quiet:
+            decoded = min(args.layers or there, there)
+            say(f"hvcompress: {shown(job.name)}: truncated, {decoded} of {meant} layers decoded", sys.stderr)
         return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
 
     use_memory_again()
     at_a_time = min(args.jobs, len(jobs))
     return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), at_a_time, stopped)
+
+
+def _stripped(picture: Picture, args: argparse.Namespace) -> Picture:
+    """The picture without what --strip and --strip-icc leave out."""
+    if args.strip:
+        picture = replace(picture, exif=None, xmp=None)
+    return replace(picture, icc=None) if args.strip_icc else picture
 
 
 def _report_stream(jobs: list[Job]) -> TextIO:
@@ -620,6 +707,33 @@ def describe_rates(name: str, rates: list[LayerRate], info: FileInfo, model: str
     return "\n".join(lines)
 
 
+def inspect_command(args: argparse.Namespace) -> int:
+    jobs = plan([args.input], args.output, ".html")
+
+    def work(job: Job) -> list[str]:
+        from .image_io import read_picture
+
+        _check_output(job, args.force)
+        if args.original is not None and _same_file(args.original, job.output):
+            raise UsageError("the output would overwrite the original; choose another with -o")
+        data = _read_compressed(job.source)
+        info = read_info(data)
+        original = None if args.original is None else read_picture(args.original, memory_limit=args.memory_limit)
+        from .analysis.report import report  # imports torch: only now, so that a bad input is told at once
+        from .codec import codec_for
+
+        codec = codec_for(data, args.device, args.model)
+        began = time.perf_counter()
+        with progress_line(shown(job.name), quiet=args.quiet) as progress:
+            title = os.path.basename(job.name)
+            page = report(codec, data, title, original, memory_limit=args.memory_limit, progress=progress).encode()
+        _write(job, page, args.force)
+        return [*_size_columns(info.width, info.height, len(data), len(page)), f"{time.perf_counter() - began:6.2f} s"]
+
+    use_memory_again()
+    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,))
+
+
 def _model_names() -> dict[str, str]:
     """Fingerprint -> name of the installed models; a damaged one is not the concern of `info`."""
     from .model import find_models
@@ -631,7 +745,9 @@ def _model_names() -> dict[str, str]:
 
 def describe(name: str, info: FileInfo, model: str | None) -> str:
     """What `info` prints of a file."""
-    kind = ("gray" if info.gray else "RGB") + (" with alpha" if info.alpha else "")
+    extras = {"alpha": info.alpha, "ICC profile": info.icc, "EXIF": info.exif, "XMP": info.xmp}
+    kind = ("gray" if info.gray else "RGB") + (" with " if any(extras.values()) else "")
+    kind += ", ".join(name for name, there in extras.items() if there)
     parts = [("header", info.header_bytes)]
     for number, (size, offset) in enumerate(zip(info.layer_bytes, info.offsets, strict=True), 1):
         parts.append((f"layer {number}" + (f", beta {beta_of(offset):.2f}" if offset else ""), size))

@@ -12,13 +12,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import container, plan
@@ -29,9 +26,11 @@ from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
+from .metadata import pack_metadata, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
-from .network import MAX_STRIDE, PIXEL_STRIDE, Encoder, Prior, dequantize, descend, scale_of
+from .network import PIXEL_STRIDE, Encoder, Prior, dequantize, descend, scale_of
+from .pixels import Features, Painter, padded, to_tensor
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
@@ -89,77 +88,35 @@ def _rows_of(prior: Prior, first: int, last: int) -> Prior:
     return replace(prior, top=first, feature=None, mean=mean, scale_index=index)
 
 
-class Features:
-    """The encoder's features of a picture: kept where that takes little memory, else made anew from the pixels."""
-
-    def __init__(self, encoder: Encoder, pixels: np.ndarray, quality: Tensor, finest: int):
-        """pixels: (H, W, 3) uint8. quality: (1,). finest: the smallest stride that will be asked for."""
-        self._encoder, self._pixels, self._quality = encoder, pixels, quality
-        self.height, self.width = (_padded(side) for side in pixels.shape[:2])
-        self._kept: dict[int, Rows] = {}
-        single = self.height * self.width <= plan.BAND_PIXELS
-        stride = finest if single else 2 * finest
-        while stride <= MAX_STRIDE:
-            rows = Rows(self.height // stride)
-            step = rows.height if single else max(1, plan.BAND_PIXELS // (self.width * stride))
-            for top in range(0, rows.height, step):
-                rows.add(top, self.take(stride, top, min(top + step, rows.height)))
-            self._kept[stride] = rows
-            stride *= 2
-
-    def take(self, stride: int, first: int, last: int) -> Tensor:
-        """Rows first..last-1 of the feature at a stride: (1, C, last - first, W/s)."""
-        if stride in self._kept:
-            return self._kept[stride].take(first, last)
-        finer = self._image if stride == PIXEL_STRIDE else partial(self.take, stride // 2)
-        return self._encoder.rows(stride, finer, first, last, self.height // stride, self._quality)
-
-    def _image(self, first: int, last: int) -> Tensor:
-        return to_tensor(self._pixels, self._quality.device, first, last)
-
-
-def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H', W') float in [0, 1], edges repeated up to multiples of 64.
-
-    first, last: only those rows of it.
-    """
-    height, width = pixels.shape[:2]
-    last = _padded(height) if last is None else last
-    inside = torch.tensor(pixels[min(first, height - 1) : last], device=device)
-    image = inside.permute(2, 0, 1)[None].float() / 255.0
-    image = F.pad(image, (0, _padded(width) - width, 0, last - first - len(inside)), mode="replicate")
-    return image.contiguous(memory_format=torch.channels_last)
-
-
-def _ticker(bands: list[list[plan.Span]], progress: Callable[[int, int], None] | None) -> Callable[[], None]:
-    """To be called before every band and at the end; tells how many are done, if any layer has several."""
-    total = sum(map(len, bands))
+def _ticker(steps: Sequence[plan.Step], progress: Callable[[int, int], None] | None) -> Callable[[], None]:
+    """To be called before every step and at the end; tells how many are done, if any layer takes several."""
+    total = len(steps)
     counted = iter(range(total + 1))
+    several = total > len({layer for layer, _, _ in steps})
 
     def tick() -> None:
         done = next(counted)
-        if progress is not None and total > len(bands):
+        if progress is not None and several:
             progress(done, total)
 
     return tick
 
 
 class LatentHash:
-    """SHA-256 of the latents in decoding order, segment by segment, as little-endian int32 multiples of 2^-10."""
+    """SHA-256 of the SHA-256 of each layer's latents, which are little-endian int32 multiples of 2^-10.
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    A layer's segments are hashed from top to bottom; layers may be hashed in turns.
+    """
 
-    def update(self, z: Tensor) -> None:
-        """z: (1, c, h, w) on the activation grid."""
-        self._digest.update(_grid_bytes(z))
+    def __init__(self, layers: int):
+        self._digests = [hashlib.sha256() for _ in range(layers)]
+
+    def update(self, layer: int, z: Tensor) -> None:
+        """z: (1, c, h, w) on the activation grid, a segment of a layer."""
+        self._digests[layer].update(_grid_bytes(z))
 
     def digest(self) -> bytes:
-        return self._digest.digest()
-
-
-def _padded(size: int) -> int:
-    return -(-size // MAX_STRIDE) * MAX_STRIDE
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).digest()
 
 
 def _checked_crop(crop: Sequence[int] | None, width: int, height: int) -> tuple[int, int, int, int]:
@@ -267,6 +224,7 @@ class Codec:
             chunks[container.ICC] = picture.icc
         if picture.alpha is not None:
             chunks[container.ALPHA] = pack_alpha(picture.alpha)
+        chunks |= pack_metadata(picture.exif, picture.xmp)
         fingerprint = bytes.fromhex(self.fingerprint)[:4]
         header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4])
         data = container.pack(Container(header, tuple(map(plan.join, parts)), chunks))
@@ -318,14 +276,18 @@ class Codec:
         encoder = self._encoder if encoder is None else encoder
         qualities = self._qualities(quality, offsets)
         features = Features(encoder, pixels, torch.tensor([quality], device=self.device), self.strides[-1])
-        latents = LatentHash()
-        bands = self._bands(features.height, features.width)
-        tick = _ticker(bands, progress)
+        latents = LatentHash(self.layers)
+        steps = self._steps(features.height, features.width)
+        tick = _ticker(steps, progress)
+        last = Rows(features.height // self.strides[-1])
 
         def choose(prior: Prior) -> Tensor:
             tick()
+            last.forget_above(prior.top)  # no pixels are made of it
             layer, stride = prior.layer, self.strides[prior.layer]
             first, height = prior.top - prior.above, prior.feature.shape[2]
+            if layer == self.layers - 1:
+                features.forget_above(first)  # other layers are ahead of it
             encoded = features.take(stride, first, first + height)
             mean = prior.inside(encoder.posteriors[layer](prior.feature.float(), encoded, qualities[:, layer]))
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
@@ -336,12 +298,12 @@ class Codec:
                 levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index)
                 z = dequantize(part, levels, self._topdown.snap)
                 use(Segment(layer, levels[0].to(torch.int16).cpu().numpy(), _indices(part.scale_index), z))
-                latents.update(z)
+                latents.update(layer, z)
                 return z
 
             return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
 
-        descend(self._topdown.walk(qualities, features.height, features.width, bands), choose)
+        descend(self._topdown.walk(qualities, features.height, features.width, steps, last), choose)
         tick()
         return latents.digest()
 
@@ -353,6 +315,7 @@ class Codec:
         layers: int | None = None,
         crop: tuple[int, int, int, int] | None = None,
         *,
+        partial: bool = False,
         memory_limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Picture:
@@ -361,13 +324,15 @@ class Codec:
         layers: None is all; fewer give a preview, in which the finer layers are as the coarser ones lead one to expect.
         crop: left, top, width and height of the part to decode; the work is that for its rows, and some around them.
         The latents of a preview or of a part cannot be compared with the encoder's.
+        partial: of a file that is cut off at its end, the layers that are whole, but at most `layers`; without the flag
+        such a file is refused. It has lost its alpha plane and its profile.
         memory_limit: in bytes; None is what the machine has to spare. A file that needs more is refused at once.
         progress: told how many of how many bands of rows are done, from 0, if there are several to a layer.
         Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), MismatchError where
         this device arrives at other latents than the encoder had, and UsageError for a number of layers that the model
         does not have.
         """
-        return self.decode_timed(data, layers, crop, memory_limit, progress)[0]
+        return self.decode_timed(data, layers, crop, memory_limit, progress, partial)[0]
 
     @torch.inference_mode()
     def decode_timed(
@@ -377,26 +342,31 @@ class Codec:
         crop: tuple[int, int, int, int] | None = None,
         memory_limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        partial: bool = False,
     ) -> tuple[Picture, dict[str, float]]:
         """`decode`, and the seconds that "network" and range "coder" took."""
         began = time.perf_counter()
-        parsed = container.parse(data)
+        parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
         left, top, width, height = _checked_crop(crop, header.width, header.height)
         plan.check_memory(header.width, height, memory_limit)
         columns, rows = slice(left, left + width), (top, top + height)
-        h, _, coder = self._decode_latents(parsed, layers, rows=rows, progress=progress)
+        last = Rows(padded(header.height) // self.strides[-1])
+        level = torch.tensor([header.quality], device=self.device)
+        size = header.height, header.width
+        painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns)
+        _, coder = self._decode_latents(parsed, layers, rows=rows, progress=progress, last=last, grown=painter.advance)
         alpha = None
         if container.ALPHA in parsed.chunks:
             alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)[slice(*rows), columns]
-        pixels = self._synthesise(h, header.quality, (header.height, header.width), header.gray, rows, columns)
-        picture = Picture(pixels, header.gray, alpha, parsed.chunks.get(container.ICC))
+        metadata = unpack_metadata(parsed.chunks)
+        picture = Picture(painter.pixels, header.gray, alpha, parsed.chunks.get(container.ICC), *metadata)
         return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
 
     @torch.inference_mode()
     def latent_digest(self, data: bytes) -> str:
         """SHA-256 of a file's decoded latents, 64 hex digits: the same on every device. Raises as `decode` does."""
-        return self._decode_latents(container.parse(data))[1].hex()
+        return self._decode_latents(container.parse(data))[0].hex()
 
     @torch.inference_mode()
     def information(self, data: bytes) -> list[np.ndarray]:
@@ -427,7 +397,7 @@ class Codec:
             inside = segment.z[0, :, :, : -(-width // self.strides[segment.layer])]
             found[segment.layer].append(inside.float().cpu().numpy().copy())  # exact: the grid's values have 16 bits
 
-        self._decode_latents(parsed, count, look, further=False)
+        self._decode_latents(parsed, count, look, finer=False)
         return [
             np.concatenate(parts, 1)[:, : -(-height // stride)]
             for parts, stride in zip(found, self.strides, strict=False)
@@ -442,56 +412,59 @@ class Codec:
         parsed: Container,
         layers: int | None = None,
         look: Callable[[Segment], None] | None = None,
-        further: bool = True,
+        finer: bool = True,
         rows: plan.Span | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Rows | None, bytes, float]:
-        """The last top-down feature (1, C, H'/8, W'/8), the SHA-256 of all latents, and the range coder's seconds.
+        last: Rows | None = None,
+        grown: Callable[[], None] | None = None,
+    ) -> tuple[bytes, float]:
+        """Returns the SHA-256 of all latents, and the range coder's seconds.
 
-        layers: how many to decode; the finer ones take the means of their priors, and then nothing is compared with
-        the encoder's latents. look: shown every segment that is decoded. further: whether to go on to the last feature
-        when all those layers are decoded. rows: of pixels, if not all are wanted; then nothing is compared either.
+        layers: how many to decode; the finer ones take the means of their priors (or are left out, with `finer` False),
+        and then nothing is compared with the encoder's latents. look: shown every segment that is decoded.
+        rows: of pixels, if not all are wanted; then nothing is compared either.
+        last: to which the last top-down feature is added, band by band; after each `grown` is called.
         """
-        count = self._check_layers(layers)
-        height, width = _padded(parsed.header.height), _padded(parsed.header.width)
-        latents = LatentHash()
-        bands = self._bands(height, width, rows)
-        tick = _ticker(bands, progress)
-        streams: list[bytes] = []  # of the layer that is being decoded, by segment
+        count = min(self._check_layers(layers), len(parsed.streams))  # of a file that is cut off there are fewer
+        height, width = padded(parsed.header.height), padded(parsed.header.width)
+        latents = LatentHash(self.layers)
+        steps = self._steps(height, width, self.layers if finer else count, rows)
+        tick = _ticker(steps, progress)
+        last = Rows(height // self.strides[-1]) if last is None else last
+        walk = self._walk(parsed, steps, last)
+        streams = [
+            plan.split(stream, len(plan.segments(height // stride, width // stride)))
+            for stream, stride in zip(parsed.streams[:count], self.strides, strict=False)
+        ]
         coder = 0.0
 
         def choose(prior: Prior) -> Tensor:
             tick()
+            if grown is None:
+                last.forget_above(prior.top)  # nobody asks for it
+            else:
+                grown()
             if prior.layer >= count:
                 return prior.mean
-            stride = self.strides[prior.layer]
-            if prior.top == bands[prior.layer][0][0]:
-                size = height // stride, width // stride
-                streams[:] = plan.split(parsed.streams[prior.layer], len(plan.segments(*size)))
 
             def decoded(number: int, top: int, bottom: int) -> Tensor:
                 nonlocal coder
                 part = _rows_of(prior, top, bottom)
                 indices = _indices(part.scale_index)
                 began = time.perf_counter()
-                levels = self._coder.decode(streams[number], indices)
+                levels = self._coder.decode(streams[prior.layer][number], indices)
                 coder += time.perf_counter() - began
                 z = dequantize(part, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
-                latents.update(z)
+                latents.update(prior.layer, z)
                 if look is not None:
                     look(Segment(prior.layer, levels, indices, z))
                 return z
 
             return self._by_segments(prior, height, width, decoded)
 
-        walk = self._walk(parsed, bands)
-        try:
-            prior = next(walk)
-            while further or prior.layer < count:
-                prior = walk.send(choose(prior))
-            return None, latents.digest(), coder
-        except StopIteration as stop:
-            h = stop.value
+        descend(walk, choose)
+        if grown is not None:
+            grown()
         tick()
         digest = latents.digest()
         complete = count == self.layers and rows in (None, (0, parsed.header.height))
@@ -499,7 +472,7 @@ class Codec:
             raise MismatchError(
                 "the decoded latents are not those of the encoder: this device or its software computes differently"
             )
-        return h, digest, coder
+        return digest, coder
 
     def _by_segments(self, prior: Prior, height: int, width: int, make: Callable[[int, int, int], Tensor]) -> Tensor:
         """The latent of a band, made segment by segment: make(number, top, bottom) -> (1, c, bottom - top, w)."""
@@ -509,21 +482,28 @@ class Codec:
         made = [make(n, *span) for n, span in enumerate(spans) if prior.top <= span[0] < bottom]
         return made[0] if len(made) == 1 else torch.cat(made, 2)
 
-    def _bands(self, height: int, width: int, rows: plan.Span | None = None) -> list[list[plan.Span]]:
-        """Which rows of each layer to compute at a time, for a picture of that size with its padding.
+    def _steps(
+        self, height: int, width: int, layers: int | None = None, rows: plan.Span | None = None
+    ) -> list[plan.Step]:
+        """Which rows of which layer to compute one after another, for a picture of that size with its padding.
 
-        rows: of pixels that are wanted; None is all.
+        layers: how many (None: all). rows: of pixels that are wanted (None: all; else all layers are meant).
         """
+        sizes = [(height // stride, width // stride) for stride in self.strides[:layers]]
+        bands: list[list[plan.Span]] = []
         if rows is None:
-            return [plan.bands(height // stride, width // stride) for stride in self.strides]
-        needed = rows[0] // PIXEL_STRIDE, -(-rows[1] // PIXEL_STRIDE)
-        needed = self._synthesis.rows_before(*needed, height // PIXEL_STRIDE)
-        found: list[list[plan.Span]] = []
-        for layer in reversed(range(self.layers)):
-            size = height // self.strides[layer], width // self.strides[layer]
-            found.insert(0, plan.bands(*size, needed))
-            needed = self._topdown.rows_before(layer, found[0][0][0], found[0][-1][1], size[0])
-        return found
+            bands = [plan.bands(*size, stride) for size, stride in zip(sizes, self.strides, strict=False)]
+        else:
+            needed = rows[0] // PIXEL_STRIDE, -(-rows[1] // PIXEL_STRIDE)
+            needed = self._synthesis.rows_before(*needed, height // PIXEL_STRIDE)
+            for layer in reversed(range(self.layers)):
+                bands.insert(0, plan.bands(*sizes[layer], self.strides[layer], needed))
+                needed = self._topdown.rows_before(layer, bands[0][0][0], bands[0][-1][1], sizes[layer][0])
+
+        def before(layer: int, top: int, bottom: int) -> plan.Span:
+            return self._topdown.rows_before(layer, top, bottom, sizes[layer][0])
+
+        return plan.interleave(bands, before)
 
     def _check_layers(self, layers: int | None) -> int:
         """How many layers are meant; None is all. Raises UsageError."""
@@ -533,15 +513,15 @@ class Codec:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers!r}")
         return int(layers)
 
-    def _walk(self, parsed: Container, bands: list[list[plan.Span]]) -> Generator[Prior, Tensor, Rows]:
+    def _walk(self, parsed: Container, steps: list[plan.Step], last: Rows) -> Generator[Prior, Tensor, Rows]:
         """The way down for a file that this model can decode. Raises ModelError, FormatError."""
         header = parsed.header
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
-        if len(parsed.streams) != self.layers:
-            raise FormatError(f"the file has {len(parsed.streams)} layers, its model {self.layers}")
+        if len(header.offsets) != self.layers:
+            raise FormatError(f"the file has {len(header.offsets)} layers, its model {self.layers}")
         qualities = self._qualities(header.quality, header.offsets)
-        return self._topdown.walk(qualities, _padded(header.height), _padded(header.width), bands)
+        return self._topdown.walk(qualities, padded(header.height), padded(header.width), steps, last)
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:
@@ -555,47 +535,16 @@ class Codec:
             noise = torch.from_numpy(generator.standard_normal(tuple(prior.mean.shape))).to(self.device)
             return dequantize(prior, torch.round(2 * noise * scale_of(prior.scale_index)), self._topdown.snap)
 
-        h = descend(self._topdown.walk(qualities, _padded(height), _padded(width)), choose)
-        return Picture(self._synthesise(h, quality, (height, width)))
+        h = descend(self._topdown.walk(qualities, padded(height), padded(width)), choose)
+        painter = Painter(self._synthesis, h, torch.tensor([quality], device=self.device), (height, width))
+        painter.advance()
+        return Picture(painter.pixels)
 
     # ---------------------------------------------------------------------------------------------- helpers
 
     def _qualities(self, quality: int, offsets: Sequence[int]) -> Tensor:
         """(1, L) quality index of every layer."""
         return torch.tensor([layer_qualities(quality, offsets)], device=self.device)
-
-    def _synthesise(
-        self,
-        h: Rows,
-        quality: int,
-        size: tuple[int, int],
-        gray: bool = False,
-        rows: plan.Span | None = None,
-        columns: slice = slice(None),
-    ) -> np.ndarray:
-        """(1, C, H'/8, W'/8) -> (H, W, 3) uint8, or `rows` and `columns` of that.
-
-        size: H, W. gray: all planes are the rounded mean of the three.
-        """
-        first, last = rows or (0, size[0])
-        level = torch.tensor([quality], device=self.device)
-        pixels = np.empty((last - first, len(range(size[1])[columns]), 3), np.uint8)
-        height, width = _padded(size[0]) // PIXEL_STRIDE, _padded(size[1])
-        step = max(1, plan.BAND_PIXELS // (PIXEL_STRIDE * width))
-        # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
-        exactly = torch.backends.cudnn.flags(allow_tf32=False) if self.device.type == "cuda" else nullcontext()
-        with _tf32 if self.device.type == "cuda" else nullcontext(), exactly:
-            for top in range(first // PIXEL_STRIDE, -(-last // PIXEL_STRIDE), step):
-                bottom = min(top + step, -(-last // PIXEL_STRIDE))
-                output = self._synthesis.rows(lambda a, b: h.take(a, b).float(), top, bottom, height, level)
-                values = (output[0, :, :, : size[1]] * 255.0).round().clamp(0, 255).to(torch.uint8)
-                band = values.permute(1, 2, 0).cpu().numpy()[:, columns]
-                a, b = max(first, PIXEL_STRIDE * top), min(last, PIXEL_STRIDE * bottom)
-                band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]
-                if gray:  # the network does not know that the planes should be equal
-                    band = np.rint(band.mean(2, keepdims=True))
-                pixels[a - first : b - first] = band
-        return pixels
 
     @torch.inference_mode()
     def self_test(self) -> str:
@@ -656,7 +605,6 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
-_tf32 = threading.Lock()  # cuDNN's flags are global
 _loaded: dict[tuple[str, str], Codec] = {}
 _loading = threading.Lock()
 
@@ -696,8 +644,13 @@ def load_model(name_or_path: str | os.PathLike | None = None, device: str = "aut
     return load_folder(find_model(name_or_path), device)
 
 
-def codec_for(data: bytes, device: str = "auto", model: str | os.PathLike | None = None) -> Codec:
-    """The codec that a file needs: the model that its fingerprint names, or the given one."""
-    header = container.parse(data).header
+def codec_for(
+    data: bytes, device: str = "auto", model: str | os.PathLike | None = None, *, partial: bool = False
+) -> Codec:
+    """The codec that a file needs: the model that its fingerprint names, or the given one.
+
+    partial: the file may be cut off at its end.
+    """
+    header = (container.parse_prefix if partial else container.parse)(data).header
     folder = find_model(model) if model is not None else find_fingerprint(header.fingerprint)
     return load_folder(folder, device)

@@ -6,8 +6,10 @@ on its word.
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from .errors import FormatError, LimitError, UnsupportedError
 from .quality import LEVELS, MAX_OFFSET
@@ -18,7 +20,9 @@ MAX_SIDE = 65535
 MAX_PIXELS = 1 << 30  # a program may set a lower limit, by the memory that it has
 FLAG_GRAY, FLAG_OFFSETS, FLAG_CHUNKS, FLAG_RESERVED = 1, 2, 4, 8
 MIN_BYTES = 20
+MAX_HEADER_BYTES = 18 + 2 * 5 + 15 + 5 + 14 * 5  # five bytes per varint
 ALPHA, ICC = b"ALPH", b"ICCP"  # an upper-case first letter marks a chunk that a decoder must understand
+EXIF, XMP = b"exif", b"xmpd"  # others may be skipped
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class FileInfo:
     height: int
     gray: bool
     alpha: bool
+    icc: bool
+    exif: bool
+    xmp: bool
     quality: int
     offsets: tuple[int, ...]
     fingerprint: str
@@ -142,15 +149,82 @@ def parse(data: bytes) -> Container:
     Raises FormatError (not one of ours, truncated, damaged, contradictory), UnsupportedError (newer version or an
     unknown critical chunk) or LimitError (larger than the limits).
     """
+    _check_start(data)
+    if not _is_whole(data):
+        raise FormatError("the file is damaged or truncated (checksum mismatch)")
+    reader = _Reader(data, 8)
+    header, lengths, section_bytes = _parse_header(reader)
+    header_bytes = reader.position
+    last = len(data) - header_bytes - sum(lengths) - section_bytes
+    if last < 0:
+        raise FormatError("the stream lengths contradict the file's size")
+    streams = tuple(reader.take(length) for length in (*lengths, last))
+    return Container(header, streams, _parse_chunks(reader), header_bytes)
+
+
+def parse_prefix(data: bytes) -> Container:
+    """Parse a file that may be cut off at its end: the container has the layers that are whole, from the coarsest.
+
+    `header.offsets` has as many numbers as the file had layers. A complete file is parsed and checked as by `parse`.
+    Of all others the last layer is missing, since only the size of the file tells where it ends, and so are the chunks,
+    which come last. Without the rest the CRC cannot be checked: whether what is there is damaged, nobody knows.
+
+    Raises as `parse` does, and FormatError where not even the first layer is whole.
+    """
+    _check_start(data)
+    if _is_whole(data):
+        return parse(data)
+    reader = _Reader(data, 8)
+    header, lengths, _ = _parse_header(reader)
+    header_bytes = reader.position
+    streams = []
+    for length in lengths:
+        if length > len(data) - reader.position:
+            break
+        streams.append(reader.take(length))
+    if not streams:
+        raise FormatError("the file is truncated, and not even its first layer is whole")
+    return Container(header, tuple(streams), {}, header_bytes)
+
+
+def read_ends(file: BinaryIO) -> tuple[Header, dict[bytes, bytes]]:
+    """The header and the chunks of a file, of which only those parts are read, and the CRC is not checked.
+
+    Of a truncated file there is just the header, and so of one whose chunks make no sense: `parse` says what is wrong.
+
+    file: seekable. Raises as `parse` does where something is wrong with the header.
+    """
+    file.seek(0)
+    head = file.read(MAX_HEADER_BYTES)
+    _check_start(head)
+    reader = _Reader(head, 8)
+    header, lengths, section_bytes = _parse_header(reader)
+    size = file.seek(0, os.SEEK_END)
+    if section_bytes == 0 or reader.position + sum(lengths) + section_bytes > size:
+        return header, {}
+    file.seek(size - section_bytes)
+    try:
+        return header, _parse_chunks(_Reader(file.read(section_bytes), 0))
+    except FormatError:
+        return header, {}
+
+
+def _check_start(data: bytes) -> None:
     if data[:3] != MAGIC[: len(data[:3])] or not data:
         raise FormatError("not an .hvci file")
     if len(data) < MIN_BYTES:
         raise FormatError("the file is truncated")
     if data[3] != VERSION:
         raise UnsupportedError(f"format version {data[3]} is not supported by this program (it knows {VERSION})")
-    if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
-        raise FormatError("the file is damaged or truncated (checksum mismatch)")
-    reader = _Reader(data, 8)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the checksum says so."""
+    return zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little")
+
+
+def _parse_header(reader: _Reader) -> tuple[Header, list[int], int]:
+    """The header, the bytes of every stream but the last, and those of the chunk section. From the flags on."""
     flags = reader.take(1)[0]
     if flags & FLAG_RESERVED:
         raise UnsupportedError("the file uses a feature that this program does not know")
@@ -171,14 +245,11 @@ def parse(data: bytes) -> Container:
         if not any(offsets) or max(map(abs, offsets)) > MAX_OFFSET:
             raise FormatError("the layer offsets are out of range")
     section_bytes = reader.varint() if flags & FLAG_CHUNKS else 0
+    if flags & FLAG_CHUNKS and section_bytes == 0:
+        raise FormatError("the file should have chunks, but has none")
     lengths = [reader.varint() for _ in range(layers - 1)]
-    header_bytes = reader.position
-    last = len(data) - header_bytes - sum(lengths) - section_bytes
-    if last < 0 or bool(section_bytes) != bool(flags & FLAG_CHUNKS):
-        raise FormatError("the stream lengths contradict the file's size")
-    streams = tuple(reader.take(length) for length in (*lengths, last))
     header = Header(width, height, bool(flags & FLAG_GRAY), quality, offsets, fingerprint, latent_hash)
-    return Container(header, streams, _parse_chunks(reader), header_bytes)
+    return header, lengths, section_bytes
 
 
 def _parse_chunks(reader: _Reader) -> dict[bytes, bytes]:
@@ -206,6 +277,9 @@ def read_info(data: bytes) -> FileInfo:
         height=header.height,
         gray=header.gray,
         alpha=ALPHA in container.chunks,
+        icc=ICC in container.chunks,
+        exif=EXIF in container.chunks,
+        xmp=XMP in container.chunks,
         quality=header.quality,
         offsets=header.offsets,
         fingerprint=header.fingerprint.hex(),

@@ -61,3 +61,9 @@ class DeviceError(HvcompressError):
     """The requested device is not there or does not pass the model's self-test."""
 
     exit_code = 10
+
+
+class TargetError(HvcompressError):
+    """The target cannot be reached: no quality gives this picture such a size, rate or PSNR."""
+
+    exit_code = 11

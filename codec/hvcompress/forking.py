@@ -7,7 +7,8 @@ import sys
 import threading
 from functools import lru_cache
 
-_LOCKS = {"batch": ["_sharing"], "codec": ["_loading", "_tf32"], "image_io": ["_opening"]}  # of the whole process
+# Those of the whole process.
+_LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"], "pixels": ["_tf32"]}
 
 
 @lru_cache
@@ -29,3 +30,6 @@ def _repair() -> None:
     batch = sys.modules.get(f"{__package__}.batch")
     if batch is not None:
         batch._sharers.clear()  # their threads are gone as well
+    image_io = sys.modules.get(f"{__package__}.image_io")
+    if image_io is not None:
+        image_io.forget_readers()

@@ -27,6 +27,14 @@ def use_memory_again() -> bool:
     return False
 
 
+def give_back() -> None:
+    """Return free memory to the system, as `use_memory_again` keeps it from being; after a large picture was read."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def available() -> int | None:
     """Bytes that this process may still take without driving others out, or None where that cannot be told."""
     found = []

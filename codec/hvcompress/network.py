@@ -334,27 +334,37 @@ class TopDown(nn.Module):
             stride = latent.stride
 
     def walk(
-        self, qualities: Tensor, height: int, width: int, bands: Sequence[Sequence[tuple[int, int]]] | None = None
+        self,
+        qualities: Tensor,
+        height: int,
+        width: int,
+        steps: Sequence[tuple[int, int, int]] | None = None,
+        last: Rows | None = None,
     ) -> Generator[Prior, Tensor, Rows]:
         """Visit the latents coarse to fine: yields each Prior, is sent each latent (B, c, h, w).
 
         qualities: (B, L) int64, the quality index of every layer. height, width: of the image, multiples of 64.
-        bands: per layer, ranges of rows (top, bottom) to visit one after another; they must hold what those of the next
-        layer need (`rows_before`). None: all rows at once.
+        steps: (layer, top, bottom), the rows to visit one after another, each layer's from top to bottom; what they
+        depend on (`rows_before`) must have been visited. None: one layer after another, all rows at once.
+        last: to which the feature after the last latent is added; rows of it may be forgotten. None: a new one.
         Returns the feature (B, C, H/8, W/8) after the last latent, for the synthesis.
         """
-        batch = qualities.shape[0]
-        h = Rows.whole(self.start[None, :, None, None].expand(batch, -1, height // MAX_STRIDE, width // MAX_STRIDE))
-        for index, layer in enumerate(self.layers):
-            rows = height // self.config.latents[index].stride
-            after = Rows(rows)
-            for top, bottom in bands[index] if bands else [(0, rows)]:
-                h.forget_above(self.rows_before(index, top, bottom, rows)[0])
-                prior = layer.look(h, top, bottom, rows, qualities[:, index])
-                z = yield prior
-                after.add(top, layer.absorb(prior, z))
-            h = after
-        return h
+        heights = [height // latent.stride for latent in self.config.latents]
+        steps = steps or [(index, 0, rows) for index, rows in enumerate(heights)]
+        ends = {index: bottom for index, _, bottom in steps}
+        start = self.start[None, :, None, None].expand(len(qualities), -1, height // MAX_STRIDE, width // MAX_STRIDE)
+        features = [Rows.whole(start), *map(Rows, heights)]  # before the first latent, and after each
+        if last is not None:
+            features[-1] = last
+        for index, top, bottom in steps:
+            layer, before, rows = self.layers[index], features[index], heights[index]
+            before.forget_above(self.rows_before(index, top, bottom, rows)[0])
+            prior = layer.look(before, top, bottom, rows, qualities[:, index])
+            if bottom == ends[index]:
+                before.forget_above(before.height)
+            z = yield prior
+            features[index + 1].add(top, layer.absorb(prior, z))
+        return features[-1]
 
     def rows_before(self, index: int, top: int, bottom: int, height: int) -> tuple[int, int]:
         """Which rows of the feature before a layer its prior of rows top..bottom-1, of `height`, depends on."""

@@ -7,18 +7,21 @@ bytes per segment. Programs compute bands of one or more segments at a time, as 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from .container import pack_varint, unpack_varint
 from .errors import FormatError, LimitError
 from .memory import available
 
 SEGMENT = 1 << 16  # positions of a layer in a segment, about; the format's
-BAND = 1 << 18  # positions of a layer that are computed at a time, about
-BAND_PIXELS = 1 << 24  # pixels whose features at the finest stride are held at a time, about
+WHOLE = 1 << 24  # pictures of up to so many pixels are computed at once
+BAND = 1 << 23  # of larger ones so many pixels are computed at a time, about: less means more rows computed twice
 
 # Memory by measurement (benchmarks/large.py): for a pixel that is computed at a time, and for any of the picture.
 BYTES_COMPUTED, BYTES_KEPT = 180, 20
 
 Span = tuple[int, int]  # first row, and the one after the last
+Step = tuple[int, int, int]  # a layer (0 is the coarsest), and such rows of it
 
 
 def segments(height: int, width: int) -> list[Span]:
@@ -27,12 +30,39 @@ def segments(height: int, width: int) -> list[Span]:
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def bands(height: int, width: int, need: Span | None = None) -> list[Span]:
-    """Bands of whole segments that cover the rows `need` (None: all) of a layer."""
+def at_a_time(pixels: int) -> int:
+    """How many pixels to compute at a time of a picture of so many, about."""
+    return pixels if pixels <= WHOLE else BAND
+
+
+def bands(height: int, width: int, stride: int, need: Span | None = None) -> list[Span]:
+    """Bands of whole segments that cover the rows `need` (None: all) of a layer of so many positions."""
     first, last = need or (0, height)
     found = [span for span in segments(height, width) if span[1] > first and span[0] < last]
-    count = max(1, BAND // (width * (found[0][1] - found[0][0])))
+    pixels = stride * stride * width
+    count = max(1, at_a_time(pixels * height) // (pixels * (found[0][1] - found[0][0])))
     return [(group[0][0], group[-1][1]) for group in (found[i : i + count] for i in range(0, len(found), count))]
+
+
+def interleave(bands: Sequence[Sequence[Span]], before: Callable[[int, int, int], Span]) -> list[Step]:
+    """All bands of all layers, each after those it depends on, and these no sooner than they are needed.
+
+    So all layers move down the picture together, and what lies above can be forgotten. before(layer, top, bottom):
+    the rows of the layer before that such rows depend on.
+    """
+    steps: list[Step] = []
+    waiting = [list(spans) for spans in bands]
+
+    def advance(layer: int, row: int) -> None:
+        """Have the rows above `row` of a layer."""
+        while waiting[layer] and waiting[layer][0][0] < row:
+            top, bottom = waiting[layer].pop(0)
+            if layer > 0:
+                advance(layer - 1, before(layer, top, bottom)[1])
+            steps.append((layer, top, bottom))
+
+    advance(len(bands) - 1, bands[-1][-1][1])
+    return steps
 
 
 def join(streams: list[bytes]) -> bytes:
@@ -57,7 +87,7 @@ def split(data: bytes, count: int) -> list[bytes]:
 
 def check_memory(width: int, height: int, limit: int | None = None) -> None:
     """Raises LimitError where to code a picture would take more memory than the limit (None: than there is)."""
-    needed = BYTES_COMPUTED * min(width * height, BAND_PIXELS) + BYTES_KEPT * width * height
+    needed = BYTES_COMPUTED * at_a_time(width * height) + BYTES_KEPT * width * height
     limit = available() if limit is None else limit
     if limit is not None and needed > limit:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {limit / 2**30:.1f} are there"

@@ -33,6 +33,16 @@ def lambda_of(quality: float) -> float:
     return LAMBDA_MIN * math.exp(_LOG_RANGE * quality / (LEVELS - 1))
 
 
+def quality_of(multiplier: float) -> int:
+    """The quality index whose Lagrange multiplier is nearest, on the logarithmic scale. Inverse of `lambda_of`.
+
+    Raises UsageError where there is no such quality.
+    """
+    if not LAMBDA_MIN <= multiplier <= LAMBDA_MAX:
+        raise UsageError(f"lambda must be a number from {LAMBDA_MIN:g} to {LAMBDA_MAX:g}, not {multiplier!r}")
+    return round((LEVELS - 1) * math.log(multiplier / LAMBDA_MIN) / _LOG_RANGE)
+
+
 def offset_of(beta: float) -> int:
     """Quality offset of a layer whose rate is weighted with `beta`; beta > 1 means fewer bits, a positive offset."""
     if not (math.isfinite(beta) and beta > 0):

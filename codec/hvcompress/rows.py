@@ -31,6 +31,7 @@ class Rows:
 
     def __init__(self, height: int):
         self.height = height
+        self.known = 0  # the row after the last one that was added
         self._bands: list[tuple[int, Tensor, torch.dtype]] = []  # first row, values, their type
 
     @staticmethod
@@ -47,6 +48,7 @@ class Rows:
             unit_range = (-ACTIVATION_LIMIT * 2.0**ACTIVATION_BITS, ACTIVATION_MAX * 2.0**ACTIVATION_BITS)
             kept = units.clamp_(*unit_range).to(torch.int16)
         self._bands.append((top, kept, band.dtype))
+        self.known = top + band.shape[2]
 
     def take(self, first: int, last: int) -> Tensor:
         """Rows first..last-1."""
