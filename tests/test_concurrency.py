@@ -362,6 +362,16 @@ def test_a_fork_after_cuda_is_told(tiny_folder, tmp_path, photo, monkeypatch, ca
     assert captured.err.count("\n") == 1 and "forked" in captured.err and os.listdir(tmp_path) == ["a.png"]
 
 
+def test_a_codec_on_cuda_that_was_inherited_by_a_fork_says_so(tiny, photo, monkeypatch):
+    data = tiny.encode(read_picture(photo), 50, verify=False).data
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    assert tiny.decode(data).pixels.shape == photo.shape  # of no concern to a codec on the CPU
+    monkeypatch.setattr(tiny, "device", torch.device("cuda:0"))
+    for use in (lambda: tiny.encode(read_picture(photo)), lambda: tiny.decode(data), lambda: tiny.latents(data)):
+        with pytest.raises(DeviceError, match="forked.*spawn"):
+            use()
+
+
 @needs_fork
 @pytest.mark.cuda
 def test_a_true_fork_after_cuda(tiny_folder):

@@ -248,7 +248,8 @@ class Codec:
             raise MismatchError("verification failed: the result does not decode to what was encoded") from error
 
     def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
-        """The offsets as a tuple. Raises UsageError."""
+        """The offsets as a tuple. Raises UsageError, and DeviceError in a forked process."""
+        check_not_forked(self.device)
         if not is_whole(quality) or not 0 <= quality < LEVELS:
             raise UsageError(f"quality must be a whole number from 0 to {LEVELS - 1}, not {quality!r}")
         if offsets is None:
@@ -346,6 +347,7 @@ class Codec:
     ) -> tuple[Picture, dict[str, float]]:
         """`decode`, and the seconds that "network" and range "coder" took."""
         began = time.perf_counter()
+        check_not_forked(self.device)
         parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
         left, top, width, height = _checked_crop(crop, header.width, header.height)
@@ -425,6 +427,7 @@ class Codec:
         rows: of pixels, if not all are wanted; then nothing is compared either.
         last: to which the last top-down feature is added, band by band; after each `grown` is called.
         """
+        check_not_forked(self.device)
         count = min(self._check_layers(layers), len(parsed.streams))  # of a file that is cut off there are fewer
         height, width = padded(parsed.header.height), padded(parsed.header.width)
         latents = LatentHash(self.layers)
@@ -586,6 +589,12 @@ class Codec:
 # Loading
 
 
+def check_not_forked(device: torch.device) -> None:
+    """Raises DeviceError where CUDA is of no use, since this process was forked from one that had used it."""
+    if device.type == "cuda" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        raise DeviceError("CUDA was in use when this process was forked; have it started by spawn, not by fork")
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """auto is CUDA where there is one, else the CPU. Raises DeviceError."""
     if device == "auto":
@@ -597,8 +606,7 @@ def pick_device(device: str = "auto") -> torch.device:
     if picked.type not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
     if picked.type == "cuda":
-        if getattr(torch.cuda, "_is_in_bad_fork", bool)():
-            raise DeviceError("CUDA was in use when this process was forked; have it started by spawn, not by fork")
+        check_not_forked(picked)
         picked = torch.device("cuda", picked.index or 0)
         if picked.index >= torch.cuda.device_count():
             raise DeviceError(f"there is no device {device}")

@@ -220,8 +220,9 @@ class Encoder(nn.Module):
         widths, knots = config.widths, config.knots
         self.stem = _linear_start(nn.Conv2d(3 * PIXEL_STRIDE**2, widths[PIXEL_STRIDE], 1))
         self.downs, self.stages = nn.ModuleDict(), nn.ModuleDict()
-        stride = PIXEL_STRIDE
+        self.strides, stride = [], PIXEL_STRIDE
         while True:
+            self.strides.append(stride)
             blocks = [Block(widths[stride], knots, nn.Identity()) for _ in range(config.encoder_blocks[stride])]
             self.stages[str(stride)] = nn.ModuleList(blocks)
             if stride == MAX_STRIDE:
@@ -241,6 +242,10 @@ class Encoder(nn.Module):
             features[stride] = finer = self.rows(stride, Rows.whole(finer).take, 0, height, height, quality)
             stride *= 2
         return features
+
+    def reach(self, stride: int) -> int:
+        """How many rows further at a stride the feature looks."""
+        return len(self.stages[str(stride)])
 
     def rows(self, stride: int, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
         """Rows first..last-1 of the feature (B, C, height, W/s) at a stride; take: of the next finer feature or, at the

@@ -37,47 +37,42 @@ def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: in
 
 
 class Features:
-    """The encoder's features of a picture.
+    """The encoder's features of a picture, made from top to bottom as they are asked for.
 
-    Those of a large picture at the finest stride would take much memory: they are made when they are asked for, from
-    top to bottom, and kept until they are forgotten.
+    Those of a large picture at fine strides would take much memory. So they are made twice, first for those at coarser
+    strides, which are kept, and then for the layers at the finest stride, and forgotten as soon as may be.
     """
 
     def __init__(self, encoder: Encoder, pixels: np.ndarray, quality: Tensor, finest: int):
         """pixels: (H, W, 3) uint8. quality: (1,). finest: the smallest stride that will be asked for."""
         self._encoder, self._pixels, self._quality, self._finest = encoder, pixels, quality, finest
         self.height, self.width = (padded(side) for side in pixels.shape[:2])
-        self._kept: dict[int, Rows] = {}
-        step = max(MAX_STRIDE, plan.at_a_time(self.height * self.width) // self.width)  # rows of pixels
-        stride = finest if step >= self.height else 2 * finest
-        while stride <= MAX_STRIDE:
-            rows = Rows(self.height // stride)
-            for top in range(0, rows.height, step // stride):
-                rows.add(top, self._made(stride, top, min(top + step // stride, rows.height)))
-            self._kept[stride] = rows
-            stride *= 2
-        self._kept.setdefault(finest, Rows(self.height // finest))
+        at_once = plan.at_a_time(self.height * self.width) == self.height * self.width
+        self._forgotten = (PIXEL_STRIDE,) if at_once else (PIXEL_STRIDE, finest)  # strides, when a coarser one is made
+        self._kept = {stride: Rows(self.height // stride) for stride in self._encoder.strides}
+        if at_once:
+            self.take(MAX_STRIDE, 0, self.height // MAX_STRIDE)
+            return
+        step = max(1, plan.BAND // (self.width * MAX_STRIDE))
+        for row in range(step, self.height // MAX_STRIDE + step, step):
+            self.take(MAX_STRIDE, 0, min(row, self.height // MAX_STRIDE))
+        for stride in self._forgotten:
+            self._kept[stride] = Rows(self.height // stride)
 
     def take(self, stride: int, first: int, last: int) -> Tensor:
         """Rows first..last-1 of the feature at a stride: (1, C, last - first, W/s)."""
         kept = self._kept[stride]
         if last > kept.known:
-            kept.add(kept.known, self._made(stride, kept.known, last))
+            finer = self._image if stride == PIXEL_STRIDE else partial(self.take, stride // 2)
+            kept.add(kept.known, self._encoder.rows(stride, finer, kept.known, last, kept.height, self._quality))
+            if stride // 2 in self._forgotten:
+                needed = 2 * (kept.known - self._encoder.reach(stride)) if kept.known < kept.height else 2 * kept.height
+                self._kept[stride // 2].forget_above(needed)
         return kept.take(first, last)
 
     def forget_above(self, row: int) -> None:
         """Drop what will not be asked for again at the finest stride."""
         self._kept[self._finest].forget_above(row)
-
-    def _made(self, stride: int, first: int, last: int) -> Tensor:
-        """The same, computed."""
-        if stride == PIXEL_STRIDE:
-            finer = self._image
-        elif stride // 2 in self._kept:
-            finer = self._kept[stride // 2].take
-        else:
-            finer = partial(self._made, stride // 2)
-        return self._encoder.rows(stride, finer, first, last, self.height // stride, self._quality)
 
     def _image(self, first: int, last: int) -> Tensor:
         return to_tensor(self._pixels, self._quality.device, first, last)
