@@ -17,8 +17,9 @@ SEGMENT = 1 << 16  # positions of a layer in a segment, about; the format's
 WHOLE = 1 << 24  # pictures of up to so many pixels are computed at once
 BAND = 1 << 23  # of larger ones so many pixels are computed at a time, about: less means more rows computed twice
 
-# Memory by measurement (benchmarks/large.py): for a pixel that is computed at a time, and for any of the picture.
-BYTES_COMPUTED, BYTES_KEPT = 180, 20
+# Memory by measurement (benchmarks/large.py), beyond what the program itself takes: for a pixel that is computed with
+# all others, and for all bands together and a pixel of a picture in bands.
+BYTES_WHOLE, BYTES_BANDS, BYTES_KEPT = 140, 1_850_000_000, 14
 
 Span = tuple[int, int]  # first row, and the one after the last
 Step = tuple[int, int, int]  # a layer (0 is the coarsest), and such rows of it
@@ -87,7 +88,8 @@ def split(data: bytes, count: int) -> list[bytes]:
 
 def check_memory(width: int, height: int, limit: int | None = None) -> None:
     """Raises LimitError where to code a picture would take more memory than the limit (None: than there is)."""
-    needed = BYTES_COMPUTED * at_a_time(width * height) + BYTES_KEPT * width * height
+    pixels = width * height
+    needed = BYTES_WHOLE * pixels if pixels <= WHOLE else BYTES_BANDS + BYTES_KEPT * pixels
     limit = available() if limit is None else limit
     if limit is not None and needed > limit:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {limit / 2**30:.1f} are there"
