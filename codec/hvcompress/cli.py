@@ -455,7 +455,6 @@ def _size_columns(width: int, height: int, before: int, after: int) -> list[str]
 def encode_command(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output, ".hvci")
     stopped = threading.Event()
-
     rate = rate_of(args.quality, args.bpp, args.size, args.psnr, args.lmbda, args.strict)
     searched = isinstance(rate, Target)
 

@@ -23,7 +23,7 @@ from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
 from .effort import fit_encoder, steps_of
 from .entropy import LayerCoder, path_of
-from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError
+from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
 from .image_io import Picture
 from .metadata import pack_metadata, unpack_metadata
@@ -242,10 +242,8 @@ class Codec:
 
     def _verified(self, data: bytes, progress: Callable[[int, int], None] | None) -> tuple[Picture, dict[str, float]]:
         """Decode what is about to be handed out, from its bytes alone."""
-        try:
+        with verification():
             return self.decode_timed(data, progress=progress)
-        except (FormatError, MismatchError) as error:
-            raise MismatchError("verification failed: the result does not decode to what was encoded") from error
 
     def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
         """The offsets as a tuple. Raises UsageError, and DeviceError in a forked process."""

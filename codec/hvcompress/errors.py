@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HvcompressError(Exception):
     """A check failed; the base of all errors that we foresaw, each with one line for a person as its message."""
@@ -67,3 +70,12 @@ class TargetError(HvcompressError):
     """The target cannot be reached: no quality gives this picture such a size, rate or PSNR."""
 
     exit_code = 11
+
+
+@contextmanager
+def verification() -> Iterator[None]:
+    """Within it what has just been encoded is decoded: that it cannot be is a MismatchError."""
+    try:
+        yield
+    except (FormatError, MismatchError) as error:
+        raise MismatchError("verification failed: the result does not decode to what was encoded") from error

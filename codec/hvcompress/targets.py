@@ -19,7 +19,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from .container import read_info
-from .errors import FormatError, MismatchError, TargetError, UsageError
+from .errors import TargetError, UsageError, verification
 from .quality import LEVELS, MAX_OFFSET, is_whole, quality_of
 
 if TYPE_CHECKING:
@@ -444,10 +444,8 @@ class _Runs:
         checked = self.target.psnr is not None  # then each was
         if decoded is None and (verify or checked):
             began = time.perf_counter()
-            try:
+            with verification():
                 decoded = self.codec.decode(data, memory_limit=self._memory_limit, progress=self._progress)
-            except (FormatError, MismatchError) as error:
-                raise MismatchError("verification failed: the result does not decode to what was encoded") from error
             self._seconds["verify_network"] = self._seconds.get("verify_network", 0.0) + time.perf_counter() - began
         return Reached(data, decoded, self._seconds, self._encodings)
 
