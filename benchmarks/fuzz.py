@@ -717,9 +717,9 @@ def work_on_decoder(job: Job) -> None:
 
     torch.set_num_threads(1)
     codec = load_model(job.model, device="cpu")
-    sizes = {"": (plan.SEGMENT, plan.WHOLE, plan.BAND), ", many segments": (16, 2048, 2048)}
+    sizes = {"": (plan.SEGMENT, plan.WHOLE, plan.CHUNK), ", many segments": (16, 2048, 2048)}
     found: dict[str, list[Source]] = {}
-    for kind, (plan.SEGMENT, plan.WHOLE, plan.BAND) in sizes.items():
+    for kind, (plan.SEGMENT, plan.WHOLE, plan.CHUNK) in sizes.items():
         found[kind] = sources = make_sources(codec, 3 if kind else 1)
         if any(check_decoder(codec, {s.digest: s}, Input(s.data, "none", True)) != "unchanged" for s in sources):
             raise SystemExit("the undamaged files do not decode to what was encoded")
@@ -730,7 +730,7 @@ def work_on_decoder(job: Job) -> None:
         # Only pictures of some megapixels have several segments in a layer. So that their lengths are damaged as well,
         # a quarter of the inputs is made and decoded with small ones.
         kind = rng.choices(list(sizes), (3, 1))[0]
-        plan.SEGMENT, plan.WHOLE, plan.BAND = sizes[kind]
+        plan.SEGMENT, plan.WHOLE, plan.CHUNK = sizes[kind]
         sources = found[kind]
         given = mutated(rng, [source.data for source in sources], [source.container for source in sources])
         target = partial(check_decoder, codec, {source.digest: source for source in sources}, given)

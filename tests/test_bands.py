@@ -26,7 +26,7 @@ def tall(photo):
 
 def set_bands(monkeypatch, pixels):
     monkeypatch.setattr(plan, "WHOLE", pixels)
-    monkeypatch.setattr(plan, "BAND", pixels)
+    monkeypatch.setattr(plan, "CHUNK", pixels // 8)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_picture_of_ordinary_size_is_one_segment():
 def test_rows_are_kept_exactly():
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(-(1 << 15), 1 << 15, (1, 3, 20, 4), generator=generator).double() * 2.0**-10
-    rows = Rows(20)
+    rows = Rows(20, packed=True)
     for top, bottom in ((0, 7), (7, 8), (8, 20)):
         rows.add(top, x[:, :, top:bottom])
     assert torch.equal(rows.all(), x) and rows.take(6, 9).dtype == torch.float64
@@ -93,11 +93,12 @@ def test_the_exact_path_has_no_seams(tiny, monkeypatch):
             seen[prior.layer].append(torch.cat((prior.scale_index, z)))
             return z
 
-        last = descend(tiny._topdown.walk(qualities, height, width, steps), choose)
+        chunk = None if steps is None else 4
+        last = descend(tiny._topdown.walk(qualities, height, width, steps, chunk=chunk), choose)
         return [torch.cat(parts, 2) for parts in seen] + [last.all()]
 
     steps = tiny._steps(height, width)
-    assert [[layer for layer, _, _ in steps].count(index) for index in range(6)] == [1, 2, 5, 5, 12, 12]
+    assert [[layer for layer, _, _ in steps].count(index) for index in range(6)] == [1, 2, 5, 5, 24, 24]
     assert steps != sorted(steps)  # not one layer after another
     assert all(map(torch.equal, latents(steps), latents(None)))
 
@@ -123,7 +124,7 @@ def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch):
                 assert a.shape == b.shape and (a - b).abs().max() < 2.0**-8  # kept in multiples of 2^-10
         banded = Features(tiny._encoder, tall, level, 8)
         for first, last in ((0, 9), (0, 20), (11, 20), (15, 40), (38, 56)):  # as the layers ask for them
-            banded.forget_above(first)
+            banded.forget_above(8, first)
             a, b = (features.take(8, first, last) for features in (banded, whole))
             assert a.shape == b.shape and (a - b).abs().max() < 2.0**-8
 

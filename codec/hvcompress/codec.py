@@ -29,7 +29,7 @@ from .image_io import Picture
 from .metadata import pack_metadata, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
-from .network import PIXEL_STRIDE, Encoder, Prior, dequantize, descend, scale_of
+from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .pixels import Features, Painter, padded, to_tensor
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
@@ -278,16 +278,16 @@ class Codec:
         latents = LatentHash(self.layers)
         steps = self._steps(features.height, features.width)
         tick = _ticker(steps, progress)
-        last = Rows(features.height // self.strides[-1])
+        last = Rows(features.height // self.strides[-1], packed=True)
 
         def choose(prior: Prior) -> Tensor:
             tick()
             last.forget_above(prior.top)  # no pixels are made of it
             layer, stride = prior.layer, self.strides[prior.layer]
             first, height = prior.top - prior.above, prior.feature.shape[2]
-            if layer == self.layers - 1:
-                features.forget_above(first)  # other layers are ahead of it
             encoded = features.take(stride, first, first + height)
+            if stride not in self.strides[layer + 1 :]:  # other layers of that stride are ahead of it
+                features.forget_above(stride, first + height - 2 * POSTERIOR_REACH)
             mean = prior.inside(encoder.posteriors[layer](prior.feature.float(), encoded, qualities[:, layer]))
             target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
             residual = (target - prior.mean) / prior.step
@@ -302,7 +302,8 @@ class Codec:
 
             return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
 
-        descend(self._topdown.walk(qualities, features.height, features.width, steps, last), choose)
+        chunk = plan.chunk(features.height, features.width)
+        descend(self._topdown.walk(qualities, features.height, features.width, steps, last, chunk), choose)
         tick()
         return latents.digest()
 
@@ -351,7 +352,7 @@ class Codec:
         left, top, width, height = _checked_crop(crop, header.width, header.height)
         plan.check_memory(header.width, height, memory_limit)
         columns, rows = slice(left, left + width), (top, top + height)
-        last = Rows(padded(header.height) // self.strides[-1])
+        last = Rows(padded(header.height) // self.strides[-1], packed=True)
         level = torch.tensor([header.quality], device=self.device)
         size = header.height, header.width
         painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns)
@@ -431,7 +432,7 @@ class Codec:
         latents = LatentHash(self.layers)
         steps = self._steps(height, width, self.layers if finer else count, rows)
         tick = _ticker(steps, progress)
-        last = Rows(height // self.strides[-1]) if last is None else last
+        last = Rows(height // self.strides[-1], packed=True) if last is None else last
         walk = self._walk(parsed, steps, last)
         streams = [
             plan.split(stream, len(plan.segments(height // stride, width // stride)))
@@ -522,7 +523,8 @@ class Codec:
         if len(header.offsets) != self.layers:
             raise FormatError(f"the file has {len(header.offsets)} layers, its model {self.layers}")
         qualities = self._qualities(header.quality, header.offsets)
-        return self._topdown.walk(qualities, padded(header.height), padded(header.width), steps, last)
+        height, width = padded(header.height), padded(header.width)
+        return self._topdown.walk(qualities, height, width, steps, last, plan.chunk(height, width))
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:

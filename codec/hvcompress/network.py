@@ -10,8 +10,8 @@
 
 TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
 encoding, decoding and sampling run the very same lines. It works on the fixed-point grid of `exact.py` once
-frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them. Each part can
-compute some rows of its result alone (`rows.py`), so that a large picture goes through in bands.
+frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them. Features are
+`Rows` (`rows.py`), made as they are asked for, so that a large picture goes through a few rows (`chunk`) at a time.
 
 Shapes: B images, C channels, H x W pixels, both multiples of 64; a stride s means H/s x W/s positions.
 Related work: QRes-VAE and QARV (Duan et al. 2023) for quantization-aware hierarchical VAEs with a rate control input.
@@ -20,7 +20,7 @@ Related work: QRes-VAE and QARV (Duan et al. 2023) for quantization-aware hierar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .exact import ExactConv2d, QualityTable, Snap, round_half_up
 from .quality import LAMBDA_MAX, LAMBDA_MIN
-from .rows import Rows, Take, cut, through, upsampled
+from .rows import Rows, cut, looking_further, through, upsampled
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
 ARCHITECTURE = 4  # counted up when a network of the same sizes, or a level, comes to mean something else
@@ -136,17 +136,20 @@ class Block(nn.Module):
         nn.init.zeros_(self.expand.weight)  # every block starts as the identity
         nn.init.zeros_(self.expand.bias)
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, x: Tensor, quality: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """(B, C, h, w), (B,) -> rows first..last-1 of the result, (B, C, last - first, w); by default all of them."""
         gain, shift = self.gain(quality), self.shift(quality)
         height = x.shape[2]
+        last = height if last is None else last
         rows = BAND_BYTES // (x.nbytes // height)
-        if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= height:
-            return self._rows(x, gain, shift, 0, height)
-        # A picture larger than the caches goes through in bands: memory that stays warm costs less than arithmetic.
-        out = torch.empty_like(x)
+        if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= last - first:
+            return self._rows(x, gain, shift, first, last)
+        # What is larger than the caches goes through in bands: memory that stays warm costs less than arithmetic.
+        out = torch.empty_like(x[:, :, first:last])
         rows = max(rows, 4)
-        for top in range(0, height, rows):
-            out[:, :, top : top + rows] = self._rows(x, gain, shift, top, min(top + rows, height))
+        for top in range(first, last, rows):
+            bottom = min(top + rows, last)
+            out[:, :, top - first : bottom - first] = self._rows(x, gain, shift, top, bottom)
         return out
 
     def _rows(self, x: Tensor, gain: Tensor, shift: Tensor, top: int, bottom: int) -> Tensor:
@@ -235,30 +238,41 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor, quality: Tensor) -> dict[int, Tensor]:
         """(B, 3, H, W) in [0, 1], (B,) -> features by stride, (B, C, H/s, W/s)."""
-        features, finer = {}, image
-        stride = PIXEL_STRIDE
-        while stride <= MAX_STRIDE:
-            height = image.shape[2] // stride
-            features[stride] = finer = self.rows(stride, Rows.whole(finer).take, 0, height, height, quality)
-            stride *= 2
+        features = self.features(Rows.whole(image), quality, self.strides)
+        return {stride: rows.all() for stride, rows in features.items()}
+
+    def features(
+        self, image: Rows, quality: Tensor, kept: Collection[int], chunk: int | None = None
+    ) -> dict[int, Rows]:
+        """Features by stride, (B, C, H/s, W/s), which are made as they are asked for.
+
+        kept: strides whose features are still wanted when the next coarser ones have been made of them.
+        """
+        features: dict[int, Rows] = {}
+        finer = image
+        for stride in self.strides:
+            enter = self._stem if stride == PIXEL_STRIDE else self.downs[str(stride)]
+            entered = _downsampled(enter, finer, image.height // stride, stride // 2 not in kept, chunk)
+            features[stride] = finer = through(self.stages[str(stride)], entered, quality, chunk)
+            finer.packed = stride in kept
         return features
 
-    def reach(self, stride: int) -> int:
-        """How many rows further at a stride the feature looks."""
-        return len(self.stages[str(stride)])
+    def _stem(self, image: Tensor) -> Tensor:
+        """(B, 3, 4 h, 4 w) -> (B, C, h, w)."""
+        return full_precision(self.stem, F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
 
-    def rows(self, stride: int, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
-        """Rows first..last-1 of the feature (B, C, height, W/s) at a stride; take: of the next finer feature or, at the
-        finest stride, of the image.
-        """
 
-        def entered(top: int, bottom: int) -> Tensor:
-            if stride > PIXEL_STRIDE:
-                return self.downs[str(stride)](take(2 * top, 2 * bottom))
-            image = take(PIXEL_STRIDE * top, PIXEL_STRIDE * bottom)
-            return full_precision(self.stem, F.pixel_unshuffle((image - 0.5) * PIXEL_SCALE, PIXEL_STRIDE))
+def _downsampled(down: Callable[[Tensor], Tensor], x: Rows, height: int, forget: bool, chunk: int | None) -> Rows:
+    """A coarser map, of that height. forget: nobody else reads x."""
+    factor = x.height // height
 
-        return through(self.stages[str(stride)], entered, first, last, height, quality)
+    def make(first: int, last: int) -> Tensor:
+        finer = x.take(factor * first, factor * last)
+        if forget:
+            x.forget_above(factor * last)
+        return down(finer)
+
+    return Rows(height, make, chunk)
 
 
 def log_step_start(stride: int, place: Tensor | float) -> Tensor | float:
@@ -303,11 +317,16 @@ class LatentLayer(nn.Module):
         log_ratio = log_step_start(latent.stride, 0.0) - log_step - math.log(SCALE_MIN)
         self.scale_shift = QualityTable(latent.channels, knots, log_ratio / LOG_SCALE_STEP)
 
-    def look(self, h: Rows, top: int, bottom: int, height: int, quality: Tensor) -> Prior:
-        """The prior p(z_l | z_<l) of rows top..bottom-1 of `height`, from the feature before the latent is known."""
-        take = h.take if self.up is None else upsampled(self.up, h.take)
+    def enter(self, h: Rows, quality: Tensor, chunk: int | None) -> Rows:
+        """The feature before the latent is known, from that after the latent before."""
+        return through(self.blocks, h if self.up is None else upsampled(self.up, h, chunk), quality, chunk)
+
+    def look(self, entered: Rows, top: int, bottom: int, quality: Tensor) -> Prior:
+        """The prior p(z_l | z_<l) of rows top..bottom-1, which are looked at only once."""
+        height = entered.height
         first, last = max(0, top - POSTERIOR_REACH), min(height, bottom + POSTERIOR_REACH)
-        feature = through(self.blocks, take, first, last, height, quality)
+        feature = entered.take(first, last)
+        entered.forget_above(bottom - POSTERIOR_REACH if bottom < height else height)
         inside = cut(feature, top - first, bottom - first)
         mean, raw = self.snap(full_precision(self.prior, inside)).chunk(2, dim=1)
         index = raw * RAW_SCALE + self.scale_shift(quality)
@@ -345,6 +364,7 @@ class TopDown(nn.Module):
         width: int,
         steps: Sequence[tuple[int, int, int]] | None = None,
         last: Rows | None = None,
+        chunk: int | None = None,
     ) -> Generator[Prior, Tensor, Rows]:
         """Visit the latents coarse to fine: yields each Prior, is sent each latent (B, c, h, w).
 
@@ -352,24 +372,24 @@ class TopDown(nn.Module):
         steps: (layer, top, bottom), the rows to visit one after another, each layer's from top to bottom; what they
         depend on (`rows_before`) must have been visited. None: one layer after another, all rows at once.
         last: to which the feature after the last latent is added; rows of it may be forgotten. None: a new one.
+        chunk: rows that are computed at a time between the latents; None: all that a step needs.
         Returns the feature (B, C, H/8, W/8) after the last latent, for the synthesis.
         """
         heights = [height // latent.stride for latent in self.config.latents]
         steps = steps or [(index, 0, rows) for index, rows in enumerate(heights)]
-        ends = {index: bottom for index, _, bottom in steps}
         start = self.start[None, :, None, None].expand(len(qualities), -1, height // MAX_STRIDE, width // MAX_STRIDE)
-        features = [Rows.whole(start), *map(Rows, heights)]  # before the first latent, and after each
-        if last is not None:
-            features[-1] = last
+        after = [Rows(rows, packed=True) for rows in heights]  # the feature after each latent
+        after[-1] = after[-1] if last is None else last
+        entered = [
+            layer.enter(h, qualities[:, layer.index], chunk)
+            for layer, h in zip(self.layers, (Rows.whole(start), *after), strict=False)
+        ]
         for index, top, bottom in steps:
-            layer, before, rows = self.layers[index], features[index], heights[index]
-            before.forget_above(self.rows_before(index, top, bottom, rows)[0])
-            prior = layer.look(before, top, bottom, rows, qualities[:, index])
-            if bottom == ends[index]:
-                before.forget_above(before.height)
+            layer = self.layers[index]
+            prior = layer.look(entered[index], top, bottom, qualities[:, index])
             z = yield prior
-            features[index + 1].add(top, layer.absorb(prior, z))
-        return features[-1]
+            after[index].add(top, layer.absorb(prior, z))
+        return after[-1]
 
     def rows_before(self, index: int, top: int, bottom: int, height: int) -> tuple[int, int]:
         """Which rows of the feature before a layer its prior of rows top..bottom-1, of `height`, depends on."""
@@ -404,30 +424,19 @@ class Synthesis(nn.Module):
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         """(B, C, H/8, W/8), (B,) -> (B, 3, H, W), nominally in [0, 1], not clamped."""
-        height = h.shape[2] * self.strides[0] // PIXEL_STRIDE
-        return self.rows(Rows.whole(h).take, 0, height, height, quality)
+        return pixels_of(self.patches(Rows.whole(h), quality).all())
 
-    def rows(self, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
-        """Pixels (B, 3, 4 (last - first), W) of rows first..last-1, of `height`, at stride 4.
+    def patches(self, h: Rows, quality: Tensor, chunk: int | None = None) -> Rows:
+        """The image as 4x4 patches, (B, 48, H/4, W/4), made as they are asked for. h: (B, C, H/8, W/8)."""
+        x = h
+        for stride in self.strides:
+            entered = upsampled(self.ups[str(stride)], x, chunk) if str(stride) in self.ups else x
+            x = through(self.stages[str(stride)], entered, quality, chunk)
 
-        take: rows of the last top-down feature.
-        """
-        top, bottom = max(0, first - 1), min(height, last + 1)  # of the 3x3 at the end
-        x = self._staged(PIXEL_STRIDE, take, top, bottom, height, quality)
-        x = cut(full_precision(self.out, x), first - top, last - top)
-        return F.pixel_shuffle(x, PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+        def compute(around: Tensor, first: int, last: int) -> Tensor:
+            return cut(full_precision(self.out, around), first, last)
 
-    def _staged(self, stride: int, take: Take, first: int, last: int, height: int, quality: Tensor) -> Tensor:
-        """Rows first..last-1, of `height`, after the blocks of a stride."""
-        if str(stride) in self.ups:
-
-            def coarser(top: int, bottom: int) -> Tensor:
-                return self._staged(2 * stride, take, top, bottom, height // 2, quality)
-
-            entered = upsampled(self.ups[str(stride)], coarser)
-        else:
-            entered = take
-        return through(self.stages[str(stride)], entered, first, last, height, quality)
+        return looking_further(x, compute, chunk)
 
     def rows_before(self, first: int, last: int, height: int) -> tuple[int, int]:
         """Which rows of the last feature rows first..last-1, of `height`, at stride 4 depend on."""
@@ -438,6 +447,11 @@ class Synthesis(nn.Module):
             if str(stride) not in self.ups:
                 return first, last
             first, last, height, stride = first // 2, -(-last // 2), height // 2, 2 * stride
+
+
+def pixels_of(patches: Tensor) -> Tensor:
+    """(B, 48, h, w) -> (B, 3, 4 h, 4 w), nominally in [0, 1]."""
+    return F.pixel_shuffle(patches, PIXEL_STRIDE) / PIXEL_SCALE + 0.5
 
 
 class HierarchicalVAE(nn.Module):

@@ -1,10 +1,9 @@
-"""Both ends of the network, band by band: pixels -> features of the encoder, and the last feature -> pixels."""
+"""Both ends of the network: pixels -> features of the encoder, and the last feature -> pixels."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import plan
-from .network import MAX_STRIDE, PIXEL_STRIDE, Encoder, Synthesis
+from .network import MAX_STRIDE, PIXEL_STRIDE, Encoder, Synthesis, pixels_of
 from .rows import Rows
 
 _tf32 = threading.Lock()  # cuDNN's flags are global
@@ -39,43 +38,44 @@ def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: in
 class Features:
     """The encoder's features of a picture, made from top to bottom as they are asked for.
 
-    Those of a large picture at fine strides would take much memory. So they are made twice, first for those at coarser
-    strides, which are kept, and then for the layers at the finest stride, and forgotten as soon as may be.
+    The coarsest layer's first rows depend on much of a picture, and until the finest layer comes to them, their
+    features wait. Those at the finest stride would take most memory by far: of a very large picture they are made a
+    second time instead.
     """
 
     def __init__(self, encoder: Encoder, pixels: np.ndarray, quality: Tensor, finest: int):
         """pixels: (H, W, 3) uint8. quality: (1,). finest: the smallest stride that will be asked for."""
-        self._encoder, self._pixels, self._quality, self._finest = encoder, pixels, quality, finest
         self.height, self.width = (padded(side) for side in pixels.shape[:2])
-        at_once = plan.at_a_time(self.height * self.width) == self.height * self.width
-        self._forgotten = (PIXEL_STRIDE,) if at_once else (PIXEL_STRIDE, finest)  # strides, when a coarser one is made
-        self._kept = {stride: Rows(self.height // stride) for stride in self._encoder.strides}
-        if at_once:
-            self.take(MAX_STRIDE, 0, self.height // MAX_STRIDE)
-            return
-        step = max(1, plan.BAND // (self.width * MAX_STRIDE))
-        for row in range(step, self.height // MAX_STRIDE + step, step):
-            self.take(MAX_STRIDE, 0, min(row, self.height // MAX_STRIDE))
-        for stride in self._forgotten:
-            self._kept[stride] = Rows(self.height // stride)
+        chunk = plan.chunk(self.height, self.width)
+        wanted = [stride for stride in encoder.strides if stride >= finest]
+        twice = self.height * self.width > plan.KEPT
+
+        def features(kept: list[int]) -> dict[int, Rows]:
+            image = Rows(self.height, lambda first, last: to_tensor(pixels, quality.device, first, last))
+            return encoder.features(image, quality, kept, chunk)
+
+        self._rows = features(wanted[1:] if twice else wanted)
+        if twice:
+            self._rows[finest] = features([finest])[finest]
 
     def take(self, stride: int, first: int, last: int) -> Tensor:
         """Rows first..last-1 of the feature at a stride: (1, C, last - first, W/s)."""
-        kept = self._kept[stride]
-        if last > kept.known:
-            finer = self._image if stride == PIXEL_STRIDE else partial(self.take, stride // 2)
-            kept.add(kept.known, self._encoder.rows(stride, finer, kept.known, last, kept.height, self._quality))
-            if stride // 2 in self._forgotten:
-                needed = 2 * (kept.known - self._encoder.reach(stride)) if kept.known < kept.height else 2 * kept.height
-                self._kept[stride // 2].forget_above(needed)
-        return kept.take(first, last)
+        return self._rows[stride].take(first, last)
 
-    def forget_above(self, row: int) -> None:
-        """Drop what will not be asked for again at the finest stride."""
-        self._kept[self._finest].forget_above(row)
+    def forget_above(self, stride: int, row: int) -> None:
+        """Drop what will not be asked for again at a stride."""
+        self._rows[stride].forget_above(row)
 
-    def _image(self, first: int, last: int) -> Tensor:
-        return to_tensor(self._pixels, self._quality.device, first, last)
+
+def _in_float32(h: Rows) -> Rows:
+    """The same map for a network in floating point; nobody else reads it."""
+
+    def make(first: int, last: int) -> Tensor:
+        taken = h.take(first, last).float()
+        h.forget_above(last)
+        return taken
+
+    return Rows(h.height, make)
 
 
 class Painter:
@@ -95,34 +95,30 @@ class Painter:
 
         gray: all planes become the rounded mean of the three. rows, columns: a part of the picture; else all of it.
         """
-        self._synthesis, self._h, self._quality, self._gray = synthesis, h, quality, gray
+        self._synthesis, self._h, self._gray, self._device = synthesis, h, gray, quality.device
         self._width, self._columns = size[1], columns
         self._height = padded(size[0]) // PIXEL_STRIDE
+        chunk = plan.chunk(*map(padded, size))
+        self._patches = synthesis.patches(_in_float32(h), quality, chunk)
         self._first, self._last = rows or (0, size[0])
         self.pixels = np.empty((self._last - self._first, len(range(size[1])[columns]), 3), np.uint8)
-        step = max(1, plan.at_a_time(padded(size[0]) * padded(size[1])) // (PIXEL_STRIDE * padded(size[1])))
         end = -(-self._last // PIXEL_STRIDE)
+        step = chunk or end
         tops = range(self._first // PIXEL_STRIDE, end, step)
-        self._bands = [(top, min(top + step, end)) for top in tops]  # rows at stride 4
+        self._bands = [(top, min(top + step, end)) for top in tops]  # rows of patches
 
     def advance(self) -> None:
         """Make all pixels that the known rows of the feature suffice for."""
-        while self._bands and self._needed(self._bands[0])[1] <= self._h.known:
+        while self._bands and self._synthesis.rows_before(*self._bands[0], self._height)[1] <= self._h.known:
             self._paint(*self._bands.pop(0))
-            self._h.forget_above(self._needed(self._bands[0])[0] if self._bands else self._h.height)
-
-    def _needed(self, band: plan.Span) -> plan.Span:
-        return self._synthesis.rows_before(*band, self._height)
-
-    def _take(self, first: int, last: int) -> Tensor:
-        return self._h.take(first, last).float()
 
     def _paint(self, top: int, bottom: int) -> None:
-        device = self._quality.device
         # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
-        exactly = torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
-        with _tf32 if device.type == "cuda" else nullcontext(), exactly:
-            output = self._synthesis.rows(self._take, top, bottom, self._height, self._quality)
+        cuda = self._device.type == "cuda"
+        exactly = torch.backends.cudnn.flags(allow_tf32=False) if cuda else nullcontext()
+        with _tf32 if cuda else nullcontext(), exactly:
+            output = pixels_of(self._patches.take(top, bottom))
+        self._patches.forget_above(bottom)
         values = (output[0, :, :, : self._width] * 255.0).round().clamp(0, 255).to(torch.uint8)
         band = values.permute(1, 2, 0).cpu().numpy()[:, self._columns]
         a, b = max(self._first, PIXEL_STRIDE * top), min(self._last, PIXEL_STRIDE * bottom)

@@ -2,7 +2,7 @@
 
 A layer is coded in segments of rows, each a range-coded stream of its own (`docs/format.md`): so memory stays bounded
 whatever the size of the picture, and some rows can be decoded without those below or above them. That costs some two
-bytes per segment. Programs compute bands of one or more segments at a time, as they please.
+bytes per segment.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from .errors import FormatError, LimitError
 from .memory import available
 
 SEGMENT = 1 << 16  # positions of a layer in a segment, about; the format's
-WHOLE = 1 << 24  # pictures of up to so many pixels are computed at once
-BAND = 1 << 23  # of larger ones so many pixels are computed at a time, about: less means more rows computed twice
+WHOLE = 1 << 23  # pictures of up to so many pixels are computed at once
+CHUNK = 1 << 19  # of larger ones so many pixels are computed at a time, about
+KEPT = 1 << 26  # of pictures of more pixels the encoder's largest feature is made twice, rather than kept
 
 # Memory by measurement (benchmarks/large.py), beyond what the program itself takes: for a pixel that is computed with
-# all others, and for all bands together and a pixel of a picture in bands.
+# all others, and for all chunks together and a pixel of a picture in chunks.
 BYTES_WHOLE, BYTES_BANDS, BYTES_KEPT = 140, 1_850_000_000, 14
 
 Span = tuple[int, int]  # first row, and the one after the last
@@ -31,18 +32,19 @@ def segments(height: int, width: int) -> list[Span]:
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def at_a_time(pixels: int) -> int:
-    """How many pixels to compute at a time of a picture of so many, about."""
-    return pixels if pixels <= WHOLE else BAND
+def chunk(height: int, width: int) -> int | None:
+    """How many rows of a feature map of a picture to compute at a time, whatever their stride; None: all of them."""
+    return None if height * width <= WHOLE else max(4, CHUNK // width)
 
 
 def bands(height: int, width: int, stride: int, need: Span | None = None) -> list[Span]:
-    """Bands of whole segments that cover the rows `need` (None: all) of a layer of so many positions."""
+    """The segments of a layer that contain the rows `need` (None: all), as one band of a picture that is computed at
+    once, else one by one.
+    """
     first, last = need or (0, height)
     found = [span for span in segments(height, width) if span[1] > first and span[0] < last]
-    pixels = stride * stride * width
-    count = max(1, at_a_time(pixels * height) // (pixels * (found[0][1] - found[0][0])))
-    return [(group[0][0], group[-1][1]) for group in (found[i : i + count] for i in range(0, len(found), count))]
+    at_once = chunk(stride * height, stride * width) is None
+    return [(found[0][0], found[-1][1])] if at_once else found
 
 
 def interleave(bands: Sequence[Sequence[Span]], before: Callable[[int, int, int], Span]) -> list[Step]:
