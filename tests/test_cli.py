@@ -20,10 +20,11 @@ from test_metadata import XMP_PACKET, exif_data
 
 import hvcompress
 from hvcompress import container, errors
-from hvcompress.cli import main, plan
+from hvcompress.cli import main
 from hvcompress.console import exit_codes
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import FORMATS
+from hvcompress.jobs import Inputs, plan
 from hvcompress.metadata import EXIF_PREFIX
 
 ROOT = Path(hvcompress.__file__).parents[1]
@@ -861,7 +862,7 @@ def test_plan(here):
     os.mkdir("out")
 
     def outputs(sources, output=None, suffix=".hvci"):
-        return [job.output for job in plan(sources, output, suffix)]
+        return [job.output for job in plan(Inputs(sources, output), suffix)]
 
     assert outputs(["a.png", "b/c.jpg", "d", ".e"]) == ["a.hvci", "b/c.hvci", "d.hvci", ".e.hvci"]
     assert outputs(["a.png"], "b.x") == ["b.x"]

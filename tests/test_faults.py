@@ -429,7 +429,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 torch.set_num_threads(1)
 import faults, hvcompress.codec
-from hvcompress import cli, effort
+from hvcompress import cli, effort, reporting
 from hvcompress.entropy import LayerCoder
 model, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 os.chdir(folder)
@@ -455,7 +455,7 @@ def at(call, owner, name, number):
 
 def while_fitting(number):
     "The signal within the third step of a fit; then its progress is told on and on until somebody stops it."
-    real, first = cli._until, [number]
+    real, first = reporting.until, [number]
     def until(stopped, progress):
         told = real(stopped, progress)
         def step(done, total):
@@ -468,7 +468,7 @@ def while_fitting(number):
                     time.sleep(0.01)
                 open("never-stopped", "w").close()
         return step
-    cli._until = until
+    reporting.until = until
 
 def run(prepare, *arguments):
     def work():

@@ -14,43 +14,32 @@ import os
 import re
 import sys
 import textwrap
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
-from .allocation import ALLOCATIONS, allocation_offsets
-from .batch import cores, in_order
-from .console import (
-    complain,
-    debugging,
-    exit_codes,
-    flush_standard_output,
-    progress_line,
-    read_standard_input,
-    say,
-    shown,
-    stopped_in_good_order,
-    write_standard_output,
-)
-from .container import MAGIC, FileInfo, parse, parse_prefix, read_info
+from .allocation import ALLOCATIONS
+from .batch import cores
+from .console import complain, debugging, exit_codes, flush_standard_output, say, shown, stopped_in_good_order
+from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
-from .memory import give_back, use_memory_again
+from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, plan, read_compressed, same_file, write
+from .memory import use_memory_again
 from .quality import LEVELS, beta_of, offset_of, quality_of
-from .targets import Target, encode_to, rate_of
+from .reporting import Report, code_each, for_each
+from .summary import check_summary
+from .targets import Target, rate_of
+from .work import Decoding, Encoding, Outcome, Progress, decode_file, encode_file, offsets_for
 
 if TYPE_CHECKING:
     from .analysis.rates import LayerRate
-    from .codec import Codec
     from .image_io import Picture
 
-STANDARD = "-"  # as an input standard input, as an output standard output
 _SUM_MAP = ".sum.png"  # of the map that stands for all maps of an input
 
 
@@ -126,6 +115,19 @@ def _parser() -> argparse.ArgumentParser:
             help="betas by name: hyperprior (coarse layers get more bits), balanced or detail (fine ones get more)",
         )
 
+    def output_arguments(made: _Parser, kind: str) -> None:
+        places = made.add_mutually_exclusive_group()
+        places.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - (default: beside the input)")
+        places.add_argument("--output-dir", metavar="DIR", help="folder, made if need be; mirrors folders of inputs")
+        made.add_argument("-r", "--recursive", action="store_true", help=f"of folders take all {kind} in them")
+        made.add_argument(
+            "-u",
+            "--update",
+            action="store_true",
+            help="leave outputs that are there, newer, as asked for",
+        )
+        made.add_argument("--summary", metavar="FILE", help="write a table of what came of each file, .csv or .json")
+
     encode = command(
         "encode",
         encode_command,
@@ -135,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.usage = "%(prog)s [options] INPUT..."  # all of them would fill the screen
     encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
-    encode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .hvci)")
+    output_arguments(encode, "images")
     rate = encode.add_mutually_exclusive_group()
     quality_argument(rate)
     rate.add_argument("--bpp", type=_positive, metavar="X", help="instead of -q: bits per pixel, found within 1 %%")
@@ -158,18 +160,15 @@ def _parser() -> argparse.ArgumentParser:
         "example: hvcompress decode photo.hvci -o photo.png\n"
         "         hvcompress decode --format ppm - < photo.hvci | display -",
     )
+    decode.usage = encode.usage
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
-    decode.add_argument("-o", "--output", help="file, existing folder, or - (default: beside the input, as .png)")
+    output_arguments(decode, ".hvci files")
     decode.add_argument(
         "--format", metavar="NAME", help="png, ppm, jpg, webp, tif, bmp, avif (default: OUTPUT's, or png)"
     )
-    decode.add_argument(
-        "--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time on large pictures"
-    )
+    decode.add_argument("--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time")
     decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
-    decode.add_argument(
-        "--partial", action="store_true", help="of a truncated file decode the layers that are whole, unchecked"
-    )
+    decode.add_argument("--partial", action="store_true", help="decode what is whole of a truncated file, unchecked")
 
     rates = command(
         "rates",
@@ -201,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         "example: hvcompress inspect photo.hvci --original photo.png && open photo.html",
     )
     inspect.add_argument("input", metavar="FILE", help=".hvci file; - is standard input")
-    inspect.add_argument("-o", "--output", help="file, existing folder, or - (default: beside FILE, as .html)")
+    inspect.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - (default: beside FILE, as .html)")
     inspect.add_argument("--original", metavar="IMAGE", help="the image that FILE was made from")
 
     for made in (encode, decode, inspect):
@@ -209,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
             "--memory-limit",
             type=_bytes,
             metavar="SIZE",
-            help="refuse pictures that need more, e.g. 6G (default: what is free)",
+            help="refuse larger needs, e.g. 6G (default: what is free)",
         )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -247,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     shipped, named = "the one shipped", "the one the file names"
     models_of = [(encode, shipped), (decode, named), (rates, f"{named}, or shipped"), (inspect, named), (test, shipped)]
     for made, default in models_of:
-        made.add_argument("--model", metavar="NAME|DIR", help=f"name or folder of a model (default: {default})")
+        made.add_argument("--model", metavar="NAME|DIR", help=f"name or folder (default: {default})")
         made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
 
@@ -324,258 +323,68 @@ def _betas(text: str) -> tuple[int, ...]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input and where its result goes."""
-
-    source: str  # path or STANDARD
-    output: str  # path or STANDARD
-
-    @property
-    def name(self) -> str:
-        return "standard input" if self.source == STANDARD else self.source
-
-
-def plan(sources: list[str], output: str | None, suffix: str) -> list[Job]:
-    """Name every output. Raises UsageError where that is impossible or two inputs would become the same file."""
-    folder = output if output != STANDARD and output is not None and os.path.isdir(output) else None
-    if len(sources) > 1 and output is not None and folder is None:
-        raise UsageError(f"with several inputs -o must be an existing folder, which {output!r} is not")
-    if sources.count(STANDARD) > 1:
-        raise UsageError("standard input can be read only once")
-    jobs, taken = [], {}
-    for source in sources:
-        job = Job(source, _output_of(source, output, folder, suffix))
-        jobs.append(job)
-        if job.output == STANDARD or _same_file(source, job.output):
-            continue  # the latter is refused in its turn, and does not stop the others
-        place = os.path.normcase(os.path.realpath(job.output))
-        if place in taken:
-            raise UsageError(f"{taken[place]} and {source} would both be written to {job.output}")
-        taken[place] = source
-    return jobs
-
-
-def _output_of(source: str, output: str | None, folder: str | None, suffix: str) -> str:
-    if output is not None and folder is None:
-        return output
-    if source == STANDARD:
-        return STANDARD if folder is None else os.path.join(folder, "stdin" + suffix)
-    renamed = os.path.splitext(source)[0] + suffix
-    return renamed if folder is None else os.path.join(folder, os.path.basename(renamed))
-
-
-def _same_file(a: str, b: str) -> bool:
-    try:
-        return os.path.samefile(a, b)
-    except (OSError, ValueError):
-        return False
-
-
-def _check_output(job: Job, force: bool) -> None:
-    """Refuse before the work what would be refused after it."""
-    if job.output == STANDARD:
-        if sys.stdout is not None and sys.stdout.isatty() and not force:
-            raise UsageError("not writing binary data to a terminal; use -o FILE, or -f to do it all the same")
-    elif _same_file(job.source, job.output):
-        raise UsageError("the output would overwrite the input; choose another with -o")
-    elif os.path.isfile(job.output) and not force:
-        raise UsageError(f"{job.output} exists already; -f overwrites it")
-    elif not os.path.isdir(os.path.dirname(job.output) or "."):
-        raise OutputError(f"cannot write {job.output}: there is no such folder")
-
-
-def _read_compressed(source: str) -> bytes:
-    """The bytes of an .hvci file, or only the first few where it is none, however large it may be."""
-    from .files import read_file
-
-    return read_standard_input() if source == STANDARD else read_file(source, MAGIC)
-
-
-def _write(job: Job, data: bytes, force: bool) -> None:
-    from .files import write_atomically
-
-    if job.output == STANDARD:
-        write_standard_output(data)
-    else:
-        write_atomically(job.output, data, overwrite=force)
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Commands
 
 
-def _for_each(
-    jobs: list[Job],
-    work: Callable[[Job], list[str] | None],
-    stream: TextIO,
-    quiet: bool,
-    fatal: tuple[type, ...] = (),
-    at_a_time: int = 1,
-    stopped: threading.Event | None = None,
-) -> int:
-    """Do the work of every job, one line each; a bad input does not stop the others, an error in `fatal` does.
-
-    work: returns the columns of its line. stopped: set when no result is waited for any more. Returns the exit code:
-    that of the first error.
-    """
-    with contextlib.closing(in_order(work, jobs, at_a_time, stopped)) as outcomes:
-        return _report(jobs, outcomes, stream, quiet, fatal)
+def _inputs(args: argparse.Namespace, suffixes: Collection[str]) -> Inputs:
+    return Inputs(args.input, args.output, args.output_dir, args.recursive, suffixes)
 
 
-def _report(jobs: list[Job], outcomes: Iterator[Future], stream: TextIO, quiet: bool, fatal: tuple[type, ...]) -> int:
-    first_code = 0
-    width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
-    for number, (job, done) in enumerate(zip(jobs, outcomes, strict=True), 1):
-        try:
-            columns = done.result()
-            if columns is None or quiet:
-                continue
-            if len(jobs) == 1:
-                say("  ".join([shown(job.name), *(" ".join(column.split()) for column in columns)]), stream)
-            else:
-                counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}]"
-                say("  ".join([f"{counter} {shown(job.name):{width}}", *columns]), stream)
-        except fatal as error:
-            code = complain(error)
-            return first_code or code
-        except Exception as error:
-            code = complain(error, job.name)
-            first_code = first_code or code
-    return first_code
-
-
-def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:
-    return [f"{f'{width}x{height}':>11}", f"{before:>11,} -> {after:>10,} bytes"]
+def _common_options(args: argparse.Namespace) -> dict:
+    names = ("model", "device", "strip", "strip_icc", "memory_limit", "force", "update")
+    return {name: getattr(args, name) for name in names}
 
 
 def encode_command(args: argparse.Namespace) -> int:
-    jobs = plan(args.input, args.output, ".hvci")
-    stopped = threading.Event()
+    check_summary(args.summary)
     rate = rate_of(args.quality, args.bpp, args.size, args.psnr, args.lmbda, args.strict)
-    searched = isinstance(rate, Target)
+    jobs = plan(_inputs(args, IMAGE_SUFFIXES), ".hvci")
+    options = Encoding(
+        rate=rate,
+        offsets=args.beta,
+        allocation=args.allocation,
+        effort=args.effort,
+        verify=not args.no_verify,
+        **_common_options(args),
+    )
 
-    def work(job: Job) -> list[str]:
-        from .image_io import read_picture
-        from .metrics import psnr
-
-        _check_output(job, args.force)
-        source = read_standard_input() if job.source == STANDARD else job.source
-        before = _size_of(source)
-        picture = _stripped(read_picture(source, memory_limit=args.memory_limit), args)
-        give_back()  # of a large picture Pillow had a copy of its own
-        from .codec import load_model  # imports torch: only now, so that a bad input is told at once
-
-        codec = load_model(args.model, args.device)
-        with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
-            encode = partial(encode_to, codec) if searched else codec.encode
-            encoded = encode(
-                picture,
-                rate,
-                _offsets(args, codec),
-                effort=args.effort,
-                verify=not args.no_verify,
-                memory_limit=args.memory_limit,
-                progress=_until(stopped, progress),
-            )
-        _write(job, encoded.data, args.force)
-        height, width = picture.pixels.shape[:2]
-        quality = "-" if encoded.picture is None else f"{psnr(picture.pixels, encoded.picture.pixels):.2f} dB"
-        told = searched or args.lmbda is not None
-        found = [f"quality {read_info(encoded.data).quality:3}"] if told else []
+    def columns(outcome: Outcome) -> list[str]:
+        decibels = "-" if outcome.psnr is None else f"{outcome.psnr:.2f} dB"
+        found = [f"quality {outcome.quality:3}"] if isinstance(rate, Target) or args.lmbda is not None else []
         return [
-            *_size_columns(width, height, before, len(encoded.data)),
-            f"{8 * len(encoded.data) / (width * height):7.3f} bpp",
-            f"{quality:>8}",
-            f"{sum(encoded.seconds.values()):6.2f} s",
+            *_size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after),
+            f"{outcome.bpp:7.3f} bpp",
+            f"{decibels:>8}",
+            f"{outcome.seconds:6.2f} s",
             *found,
         ]
 
     use_memory_again()
-    at_a_time = min(args.jobs, len(jobs))
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (ModelError, DeviceError), at_a_time, stopped)
-
-
-def _size_of(source: str | bytes) -> int:
-    """Bytes of an input, 0 where it cannot be told: reading it will say why."""
-    if isinstance(source, bytes):
-        return len(source)
-    try:
-        return os.path.getsize(source)
-    except (OSError, ValueError):
-        return 0
-
-
-def _until(stopped: threading.Event, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-    """Progress that gives up when nobody waits for the result: else an interrupt would last as long as the effort."""
-
-    def step(done: int, total: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if progress is not None:
-            progress(done, total)
-
-    return step
-
-
-def _offsets(args: argparse.Namespace, codec: Codec) -> tuple[int, ...] | None:
-    """Quality offset per layer that --beta or --allocation asks for."""
-    return args.beta if args.allocation is None else allocation_offsets(args.allocation, codec.strides)
+    report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
+    return code_each(jobs, partial(encode_file, options), args.jobs, report, (ModelError, DeviceError))
 
 
 def decode_command(args: argparse.Namespace) -> int:
-    from .image_io import check_suffix, image_bytes, to_pil
+    from .image_io import check_suffix
 
+    check_summary(args.summary)
     suffix = "." + args.format.lower().lstrip(".") if args.format else None
     if suffix is not None:
         check_suffix(suffix)
-    jobs = plan(args.input, args.output, suffix or ".png")
-    stopped = threading.Event()
+    jobs = plan(_inputs(args, (".hvci",)), suffix or ".png")
+    options = Decoding(suffix=suffix, layers=args.layers, crop=args.crop, partial=args.partial, **_common_options(args))
 
-    def work(job: Job) -> list[str]:
-        _check_output(job, args.force)
-        kind = suffix or (".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1]))
-        data = _read_compressed(job.source)
-        parsed = (parse_prefix if args.partial else parse)(data)
-        there, meant = len(parsed.streams), len(parsed.header.offsets)
-        from .codec import codec_for  # imports torch: only now, so that a bad input is told at once
-
-        codec = codec_for(data, args.device, args.model, partial=args.partial)
-        began = time.perf_counter()
-        with progress_line(shown(job.name), quiet=args.quiet or args.jobs > 1) as progress:
-            picture = codec.decode(
-                data,
-                args.layers,
-                args.crop,
-                partial=args.partial,
-                memory_limit=args.memory_limit,
-                progress=_until(stopped, progress),
-            )
-        seconds = time.perf_counter() - began
-        height, width = picture.pixels.shape[:2]
-        picture = _stripped(picture, args)
-        if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
-            picture = to_pil(picture)
-        written = image_bytes(picture, kind)
-        _write(job, written, args.force)
-        if there < meant and not args.quiet:
-            decoded = min(args.layers or there, there)
-            say(f"hvcompress: {shown(job.name)}: truncated, {decoded} of {meant} layers decoded", sys.stderr)
-        return [*_size_columns(width, height, len(data), len(written)), f"{seconds:6.2f} s"]
+    def columns(outcome: Outcome) -> list[str]:
+        sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)
+        return [*sizes, f"{outcome.seconds:6.2f} s"]
 
     use_memory_again()
-    at_a_time = min(args.jobs, len(jobs))
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,), at_a_time, stopped)
+    report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
+    return code_each(jobs, partial(decode_file, options), args.jobs, report, (DeviceError,))
 
 
-def _stripped(picture: Picture, args: argparse.Namespace) -> Picture:
-    """The picture without what --strip and --strip-icc leave out."""
-    if args.strip:
-        picture = replace(picture, exif=None, xmp=None)
-    return replace(picture, icc=None) if args.strip_icc else picture
+def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:
+    return [f"{f'{width}x{height}':>11}", f"{before:>11,} -> {after:>10,} bytes"]
 
 
 def _report_stream(jobs: list[Job]) -> TextIO:
@@ -587,7 +396,7 @@ def info_command(args: argparse.Namespace) -> int:
     names = _model_names()
 
     def work(job: Job) -> None:
-        info = read_info(_read_compressed(job.source))
+        info = read_info(read_compressed(job.source))
         model = next((name for full, name in names.items() if full.startswith(info.fingerprint)), None)
         if args.json:
             values = {"file": job.source, **asdict(info), "betas": [round(beta_of(o), 3) for o in info.offsets]}
@@ -596,7 +405,7 @@ def info_command(args: argparse.Namespace) -> int:
         else:
             say(describe(job.name, info, model), sys.stdout)
 
-    return _for_each([Job(source, STANDARD) for source in args.input], work, sys.stdout, quiet=True)
+    return for_each([Job(source, STANDARD) for source in args.input], work)
 
 
 def rates_command(args: argparse.Namespace) -> int:
@@ -604,7 +413,7 @@ def rates_command(args: argparse.Namespace) -> int:
     if args.maps is not None:
         if args.maps == STANDARD or not os.path.isdir(args.maps):
             raise UsageError(f"--maps must name an existing folder, which {args.maps!r} is not")
-        jobs = plan(args.input, args.maps, _SUM_MAP)  # two inputs that share one map share them all
+        jobs = plan(Inputs(args.input, args.maps), _SUM_MAP)  # two inputs that share one map share them all
 
     def work(job: Job) -> None:
         source = _read_compressed_or_picture(job.source)
@@ -614,7 +423,7 @@ def rates_command(args: argparse.Namespace) -> int:
             if (args.quality, args.beta, args.allocation) != (None, None, None):
                 raise UsageError("-q, --beta and --allocation are for images; this file is encoded already")
         if args.maps is not None:
-            _check_output(job, args.force)
+            check(job, args.force)
         from .analysis.rates import layer_rates  # imports torch: only now, so that a bad input is told at once
         from .codec import codec_for, load_model
 
@@ -624,11 +433,11 @@ def rates_command(args: argparse.Namespace) -> int:
             stem = job.output.removesuffix(_SUM_MAP)
             maps = [Job(job.source, f"{stem}.layer-{number}.png") for number in range(1, codec.layers + 1)] + [job]
             for made in maps:
-                _check_output(made, args.force)
+                check(made, args.force)
         data = source
         if not encoded:
             quality = 60 if args.quality is None else args.quality
-            data = codec.encode(source, quality, _offsets(args, codec), verify=False).data
+            data = codec.encode(source, quality, offsets_for(codec, args.beta, args.allocation), verify=False).data
         rates, info = layer_rates(codec, data), read_info(data)
         drawn = _draw_maps(rates, info, maps, args.force) if maps else []
         if args.json:
@@ -639,12 +448,12 @@ def rates_command(args: argparse.Namespace) -> int:
                 say(f"  {shown(made['file'])}: black 0, white {made['white']:.4g} bits per pixel", sys.stdout)
 
     use_memory_again()
-    return _for_each(jobs, work, sys.stdout, quiet=True, fatal=(DeviceError,))
+    return for_each(jobs, work, (DeviceError,))
 
 
 def _read_compressed_or_picture(source: str) -> bytes | Picture:
     """The bytes of an .hvci file; of any other, the picture in it."""
-    data = _read_compressed(source)
+    data = read_compressed(source)
     if data.startswith(MAGIC):
         return data
     from .image_io import read_picture
@@ -661,7 +470,7 @@ def _draw_maps(rates: list[LayerRate], info: FileInfo, maps: list[Job], force: b
 
     drawn = []
     for made, heat in zip(maps, heat_maps(rates, info.height, info.width), strict=True):
-        _write(made, image_bytes(Image.fromarray(heat.pixels)), force)
+        write(made, image_bytes(Image.fromarray(heat.pixels)), force)
         drawn.append({"file": made.output, "white": heat.white})
     return drawn
 
@@ -707,15 +516,15 @@ def describe_rates(name: str, rates: list[LayerRate], info: FileInfo, model: str
 
 
 def inspect_command(args: argparse.Namespace) -> int:
-    jobs = plan([args.input], args.output, ".html")
+    jobs = plan(Inputs([args.input], args.output), ".html")
 
-    def work(job: Job) -> list[str]:
+    def work(job: Job, progress: Progress) -> Outcome:
         from .image_io import read_picture
 
-        _check_output(job, args.force)
-        if args.original is not None and _same_file(args.original, job.output):
+        check(job, args.force)
+        if args.original is not None and same_file(args.original, job.output):
             raise UsageError("the output would overwrite the original; choose another with -o")
-        data = _read_compressed(job.source)
+        data = read_compressed(job.source)
         info = read_info(data)
         original = None if args.original is None else read_picture(args.original, memory_limit=args.memory_limit)
         from .analysis.report import report  # imports torch: only now, so that a bad input is told at once
@@ -723,14 +532,19 @@ def inspect_command(args: argparse.Namespace) -> int:
 
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
-        with progress_line(shown(job.name), quiet=args.quiet) as progress:
-            title = os.path.basename(job.name)
-            page = report(codec, data, title, original, memory_limit=args.memory_limit, progress=progress).encode()
-        _write(job, page, args.force)
-        return [*_size_columns(info.width, info.height, len(data), len(page)), f"{time.perf_counter() - began:6.2f} s"]
+        title = os.path.basename(job.name)
+        page = report(codec, data, title, original, memory_limit=args.memory_limit, progress=progress).encode()
+        write(job, page, args.force)
+        seconds = time.perf_counter() - began
+        sizes = {"bytes_before": len(data), "bytes_after": len(page)}
+        return Outcome(job.source, job.output, width=info.width, height=info.height, seconds=seconds, **sizes)
+
+    def columns(outcome: Outcome) -> list[str]:
+        sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)
+        return [*sizes, f"{outcome.seconds:6.2f} s"]
 
     use_memory_again()
-    return _for_each(jobs, work, _report_stream(jobs), args.quiet, (DeviceError,))
+    return code_each(jobs, work, 1, Report(_report_stream(jobs), args.quiet, columns), (DeviceError,))
 
 
 def _model_names() -> dict[str, str]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TextIO
 
 from . import errors
@@ -76,11 +76,32 @@ def say(line: str, stream: TextIO | None) -> None:
             print(line, file=stream, flush=True)
 
 
+class ProgressLine:
+    """A line on a terminal's standard error that is told how many of how many steps are done, from 0."""
+
+    def __init__(self, label: str):
+        self._label, self._began = label, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == 0:
+            self._began = time.monotonic()
+        bar = "=" * (20 * done // total)
+        left = f"{(time.monotonic() - self._began) / done * (total - done):.0f} s left" if done else ""
+        self._put(f"{self._label}  [{bar:20}] {done}/{total}  {left}")
+
+    def clear(self) -> None:
+        """Take it back, until there is more to tell."""
+        if self._began:
+            self._put("")
+
+    def _put(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def progress_line(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A line on a terminal's standard error that is told how many of how many steps are done, from 0, and vanishes at
-    the end. Yields None where nobody looks.
-    """
+def progress_line(name: str, *, quiet: bool) -> Iterator[ProgressLine | None]:
+    """A line that vanishes at the end. Yields None where nobody looks."""
     watched = False
     with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error is gone, or closed
         watched = sys.stderr.isatty()
@@ -88,26 +109,11 @@ def progress_line(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
         yield None
         return
     room = max(shutil.get_terminal_size().columns - 48, 8)  # for the name: a line that wraps cannot be taken back
-    label = name if len(name) <= room else "..." + name[3 - room :]
-    began = 0.0
-
-    def put(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def update(done: int, total: int) -> None:
-        nonlocal began
-        if done == 0:
-            began = time.monotonic()
-        bar = "=" * (20 * done // total)
-        left = f"{(time.monotonic() - began) / done * (total - done):.0f} s left" if done else ""
-        put(f"{label}  [{bar:20}] {done}/{total}  {left}")
-
+    line = ProgressLine(name if len(name) <= room else "..." + name[3 - room :])
     try:
-        yield update
+        yield line
     finally:
-        if began:
-            put("")
+        line.clear()
 
 
 def complain(error: BaseException, name: str = "") -> int:

@@ -1,0 +1,132 @@
+"""Many jobs, one after another or side by side, and what is told of them: lines, errors, a table, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TextIO
+
+from .batch import in_order
+from .console import ProgressLine, complain, progress_line, say, shown
+from .jobs import Job
+from .summary import totals, write_summary
+from .work import FAILED, UP_TO_DATE, Outcome, Progress
+
+Errors = tuple[type[Exception], ...]
+
+
+def for_each(jobs: Sequence[Job], work: Callable[[Job], None], fatal: Errors = ()) -> int:
+    """Do the work of every job; a bad input does not stop the others, an error in `fatal` does.
+
+    Returns the exit code: that of the first error.
+    """
+    first_code = 0
+    for job in jobs:
+        try:
+            work(job)
+        except fatal as error:
+            code = complain(error)
+            return first_code or code
+        except Exception as error:
+            code = complain(error, job.name)
+            first_code = first_code or code
+    return first_code
+
+
+@dataclass(frozen=True)
+class Report:
+    """How what comes of files is told."""
+
+    stream: TextIO
+    quiet: bool
+    columns: Callable[[Outcome], list[str]]  # of a file's line, after its name
+    summary: str | None = None  # file for a table
+    overall: bool = False  # tell also how far the work is, and in the end a line about all files
+
+
+def code_each(
+    jobs: Sequence[Job],
+    work: Callable[[Job, Progress], Outcome],
+    at_a_time: int,
+    report: Report,
+    fatal: Errors,
+) -> int:
+    """Do the work of every job, some at a time; one line each, in their order. Otherwise as `for_each`."""
+    outcomes: list[Outcome] = []
+    stopped = threading.Event()
+    at_a_time = min(at_a_time, len(jobs))
+
+    def watched(job: Job) -> Outcome:
+        with progress_line(shown(job.name), quiet=report.quiet or at_a_time > 1) as progress:
+            return work(job, until(stopped, progress))
+
+    try:
+        with contextlib.closing(in_order(watched, jobs, at_a_time, stopped)) as finished:
+            return _tell(jobs, finished, report, fatal, outcomes)
+    finally:  # after an interrupt as well
+        if report.overall and not report.quiet:
+            say(totals(outcomes), report.stream)
+        if report.summary is not None:
+            write_summary(report.summary, outcomes)
+
+
+def until(stopped: threading.Event, progress: Progress | None) -> Progress:
+    """Progress that gives up when nobody waits for the result: else an interrupt would last as long as the effort."""
+
+    def step(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
+def _tell(
+    jobs: Sequence[Job], finished: Iterator[Future], report: Report, fatal: Errors, outcomes: list[Outcome]
+) -> int:
+    """Tell what becomes of each job as soon as it is known, and append it to `outcomes`; returns the exit code."""
+    first_code = 0
+    width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
+    with progress_line("files", quiet=report.quiet or not report.overall) as overall:
+        if overall is not None:
+            overall(0, len(jobs))
+        for number, (job, done) in enumerate(zip(jobs, finished, strict=True), 1):
+            try:
+                outcome = done.result()
+                outcomes.append(outcome)
+                _clear(overall)
+                counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] " if len(jobs) > 1 else ""
+                _say_outcome(outcome, job, f"{counter}{shown(job.name):{width}}", report)
+            except fatal as error:
+                _clear(overall)
+                code = complain(error)
+                return first_code or code
+            except Exception as error:
+                _clear(overall)
+                code = complain(error, job.name)
+                first_code = first_code or code
+                outcomes.append(Outcome(job.source, job.output, FAILED, error=str(error), exit_code=code))
+            if overall is not None:
+                overall(number, len(jobs))
+    return first_code
+
+
+def _clear(overall: ProgressLine | None) -> None:
+    if overall is not None:
+        overall.clear()
+
+
+def _say_outcome(outcome: Outcome, job: Job, head: str, report: Report) -> None:
+    if report.quiet:
+        return
+    if outcome.note is not None:
+        say(f"hvcompress: {shown(job.name)}: {outcome.note}", sys.stderr)
+    columns = [UP_TO_DATE] if outcome.status == UP_TO_DATE else report.columns(outcome)
+    if head == shown(job.name):  # alone: nothing needs to be below anything
+        columns = [" ".join(column.split()) for column in columns]
+    say("  ".join([head, *columns]), report.stream)

@@ -1,0 +1,227 @@
+"""What the commands `encode` and `decode` do with a file: read, compute, write, and tell what came of it.
+
+A `Job` and the options are plain values, so the same work can be done by threads of a process (`cli.py`) and by the
+machines of a cluster (`cluster.py`). Nothing heavy is imported before a file has been read, so that a bad input is told
+at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .allocation import allocation_offsets
+from .console import read_standard_input
+from .container import parse, parse_prefix, read_info
+from .errors import HvcompressError
+from .jobs import STANDARD, Job, check, read_compressed, write
+from .memory import give_back
+from .targets import Target, encode_to
+
+if TYPE_CHECKING:
+    from .codec import Codec
+    from .image_io import Picture
+
+Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
+
+DONE, UP_TO_DATE, FAILED = "done", "up to date", "failed"
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of both commands."""
+
+    model: str | None = None
+    device: str = "auto"
+    strip: bool = False  # EXIF and XMP
+    strip_icc: bool = False
+    memory_limit: int | None = None
+    force: bool = False  # overwrite
+    update: bool = False  # leave an output that is there, intact, as asked for and not older than its input
+
+
+@dataclass(frozen=True)
+class Encoding(Common):
+    rate: int | Target = 60  # a quality, or what to reach
+    offsets: tuple[int, ...] | None = None  # per layer
+    allocation: str | None = None  # instead of offsets
+    effort: int = 1
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class Decoding(Common):
+    suffix: str | None = None  # the kind of image; None: as the output's name says
+    layers: int | None = None
+    crop: tuple[int, int, int, int] | None = None
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file; what is not known, or makes no sense, is None."""
+
+    file: str
+    output: str
+    status: str = DONE
+    width: int | None = None
+    height: int | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    bpp: float | None = None  # of the compressed file
+    quality: int | None = None
+    psnr: float | None = None  # of the RGB picture, where it was verified
+    seconds: float | None = None
+    error: str | None = None
+    exit_code: int = 0
+    note: str | None = None  # for a person
+
+
+def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -> Outcome:
+    """Raises HvcompressError."""
+    from .image_io import read_picture
+    from .metrics import psnr
+
+    if options.update and _is_encoded(options, job):
+        return _found(job)
+    force = options.force or options.update
+    check(job, force)
+    source = read_standard_input() if job.source == STANDARD else job.source
+    before = _size_of(source)
+    picture = _stripped(read_picture(source, memory_limit=options.memory_limit), options)
+    give_back()  # of a large picture Pillow had a copy of its own
+    from .codec import load_model
+
+    codec = load_model(options.model, options.device)
+    encode = partial(encode_to, codec) if isinstance(options.rate, Target) else codec.encode
+    encoded = encode(
+        picture,
+        options.rate,
+        offsets_for(codec, options.offsets, options.allocation),
+        effort=options.effort,
+        verify=options.verify,
+        memory_limit=options.memory_limit,
+        progress=progress,
+    )
+    write(job, encoded.data, force)
+    decoded = None if encoded.picture is None else psnr(picture.pixels, encoded.picture.pixels)
+    seconds = sum(encoded.seconds.values())
+    return replace(_described(job, encoded.data), bytes_before=before, psnr=decoded, seconds=seconds)
+
+
+def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
+    """Raises HvcompressError."""
+    from .image_io import check_suffix, image_bytes, to_pil
+
+    if options.update and _is_newer(job):
+        return Outcome(job.source, job.output, UP_TO_DATE)
+    force = options.force or options.update
+    check(job, force)
+    kind = options.suffix
+    if kind is None:
+        kind = ".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1])
+    data = read_compressed(job.source)
+    header = (container := (parse_prefix if options.partial else parse)(data)).header
+    from .codec import codec_for
+
+    codec = codec_for(data, options.device, options.model, partial=options.partial)
+    began = time.perf_counter()
+    picture = codec.decode(
+        data,
+        options.layers,
+        options.crop,
+        partial=options.partial,
+        memory_limit=options.memory_limit,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - began
+    height, width = picture.pixels.shape[:2]
+    picture = _stripped(picture, options)
+    if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
+        picture = to_pil(picture)
+    written = image_bytes(picture, kind)
+    write(job, written, force)
+    there, meant = len(container.streams), len(header.offsets)
+    note = None if there == meant else f"truncated, {min(options.layers or there, there)} of {meant} layers decoded"
+    return Outcome(
+        job.source,
+        job.output,
+        width=width,
+        height=height,
+        bytes_before=len(data),
+        bytes_after=len(written),
+        bpp=8 * len(data) / (header.width * header.height),
+        quality=header.quality,
+        seconds=seconds,
+        note=note,
+    )
+
+
+def offsets_for(codec: Codec, offsets: tuple[int, ...] | None, allocation: str | None) -> tuple[int, ...] | None:
+    """Quality offset per layer, from themselves or the name of an allocation."""
+    return offsets if allocation is None else allocation_offsets(allocation, codec.strides)
+
+
+def _described(job: Job, data: bytes) -> Outcome:
+    info = read_info(data)
+    bpp = 8 * len(data) / (info.width * info.height)
+    return Outcome(
+        job.source,
+        job.output,
+        width=info.width,
+        height=info.height,
+        bytes_after=len(data),
+        bpp=bpp,
+        quality=info.quality,
+    )
+
+
+def _found(job: Job) -> Outcome:
+    """An output that was there already."""
+    return replace(_described(job, read_compressed(job.output)), status=UP_TO_DATE, bytes_before=_size_of(job.source))
+
+
+def _is_encoded(options: Encoding, job: Job) -> bool:
+    """Whether the output is what encoding would make; of a target and of a named allocation that is not looked at."""
+    from .model import find_model
+
+    if not _is_newer(job):
+        return False
+    with contextlib.suppress(HvcompressError):
+        header = parse(read_compressed(job.output)).header
+        if isinstance(options.rate, Target):
+            same = True
+        else:
+            offsets = options.offsets or (0,) * len(header.offsets)
+            same = header.quality == options.rate and (options.allocation is not None or header.offsets == offsets)
+        return same and find_model(options.model).fingerprint.startswith(header.fingerprint.hex())
+    return False
+
+
+def _is_newer(job: Job) -> bool:
+    """Whether there is an output, no older than its input. What is written has its name only once it is complete."""
+    try:
+        return os.stat(job.output).st_mtime_ns >= os.stat(job.source).st_mtime_ns
+    except (OSError, ValueError):
+        return False
+
+
+def _size_of(source: str | bytes) -> int:
+    """Bytes of an input, 0 where it cannot be told: reading it will say why."""
+    if isinstance(source, bytes):
+        return len(source)
+    try:
+        return os.path.getsize(source)
+    except (OSError, ValueError):
+        return 0
+
+
+def _stripped(picture: Picture, options: Common) -> Picture:
+    if options.strip:
+        picture = replace(picture, exif=None, xmp=None)
+    return replace(picture, icc=None) if options.strip_icc else picture
