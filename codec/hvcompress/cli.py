@@ -17,7 +17,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         arguments = sys.argv[1:] if argv is None else argv
-        args = _parser().parse_args(arguments or ["--help"])
+        args = make_parser().parse_args(arguments or ["--help"])
         with stopped_in_good_order():
             code = args.run(args)
             flush_standard_output()
@@ -81,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
     lines += ["exit codes (of several files that fail, the first decides):"]
     lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
@@ -130,11 +130,12 @@ def _parser() -> argparse.ArgumentParser:
 
     encode = command(
         "encode",
-        encode_command,
+        code_command,
         "compress images to .hvci",
         "example: hvcompress encode -q 40 -o small *.jpg    (small is an existing folder)\n"
         "         curl -s URL | hvcompress encode - | ssh host 'cat > photo.hvci'",
     )
+    encode.set_defaults(task_of=encoding_of)
     encode.usage = "%(prog)s [options] INPUT..."  # all of them would fill the screen
     encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
     output_arguments(encode, "images")
@@ -155,11 +156,12 @@ def _parser() -> argparse.ArgumentParser:
 
     decode = command(
         "decode",
-        decode_command,
+        code_command,
         "decompress .hvci files to images",
         "example: hvcompress decode photo.hvci -o photo.png\n"
         "         hvcompress decode --format ppm - < photo.hvci | display -",
     )
+    decode.set_defaults(task_of=decoding_of)
     decode.usage = encode.usage
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     output_arguments(decode, ".hvci files")
@@ -335,7 +337,18 @@ def _common_options(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
-def encode_command(args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Task:
+    """What `encode` or `decode` was asked for: the same work for many files, wherever it is done (`cluster.py`)."""
+
+    jobs: list[Job]
+    work: Callable[..., Outcome]  # (job) or (job, progress); can be pickled
+    report: Report
+    fatal: tuple[type[Exception], ...]  # after which other files need not be tried
+
+
+def encoding_of(args: argparse.Namespace) -> Task:
+    """Raises HvcompressError."""
     check_summary(args.summary)
     rate = rate_of(args.quality, args.bpp, args.size, args.psnr, args.lmbda, args.strict)
     jobs = plan(_inputs(args, IMAGE_SUFFIXES), ".hvci")
@@ -359,12 +372,12 @@ def encode_command(args: argparse.Namespace) -> int:
             *found,
         ]
 
-    use_memory_again()
     report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
-    return code_each(jobs, partial(encode_file, options), args.jobs, report, (ModelError, DeviceError))
+    return Task(jobs, partial(encode_file, options), report, (ModelError, DeviceError))
 
 
-def decode_command(args: argparse.Namespace) -> int:
+def decoding_of(args: argparse.Namespace) -> Task:
+    """Raises HvcompressError."""
     from .image_io import check_suffix
 
     check_summary(args.summary)
@@ -378,9 +391,15 @@ def decode_command(args: argparse.Namespace) -> int:
         sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)
         return [*sizes, f"{outcome.seconds:6.2f} s"]
 
-    use_memory_again()
     report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
-    return code_each(jobs, partial(decode_file, options), args.jobs, report, (DeviceError,))
+    return Task(jobs, partial(decode_file, options), report, (DeviceError,))
+
+
+def code_command(args: argparse.Namespace) -> int:
+    """`encode` and `decode`."""
+    task = args.task_of(args)
+    use_memory_again()
+    return code_each(task.jobs, task.work, args.jobs, task.report, task.fatal)
 
 
 def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:

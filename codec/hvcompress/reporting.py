@@ -56,7 +56,6 @@ def code_each(
     fatal: Errors,
 ) -> int:
     """Do the work of every job, some at a time; one line each, in their order. Otherwise as `for_each`."""
-    outcomes: list[Outcome] = []
     stopped = threading.Event()
     at_a_time = min(at_a_time, len(jobs))
 
@@ -64,9 +63,18 @@ def code_each(
         with progress_line(shown(job.name), quiet=report.quiet or at_a_time > 1) as progress:
             return work(job, until(stopped, progress))
 
+    with contextlib.closing(in_order(watched, jobs, at_a_time, stopped)) as finished:
+        return tell_each(jobs, zip(jobs, finished, strict=True), report, fatal)
+
+
+def tell_each(jobs: Sequence[Job], finished: Iterator[tuple[Job, Future]], report: Report, fatal: Errors) -> int:
+    """Tell what becomes of each job as soon as that is known; returns the exit code, as `for_each`.
+
+    finished: each job and what came of its work, an Outcome or an exception, in any order.
+    """
+    outcomes: list[Outcome] = []
     try:
-        with contextlib.closing(in_order(watched, jobs, at_a_time, stopped)) as finished:
-            return _tell(jobs, finished, report, fatal, outcomes)
+        return _tell(jobs, finished, report, fatal, outcomes)
     finally:  # after an interrupt as well
         if report.overall and not report.quiet:
             say(totals(outcomes), report.stream)
@@ -87,15 +95,19 @@ def until(stopped: threading.Event, progress: Progress | None) -> Progress:
 
 
 def _tell(
-    jobs: Sequence[Job], finished: Iterator[Future], report: Report, fatal: Errors, outcomes: list[Outcome]
+    jobs: Sequence[Job],
+    finished: Iterator[tuple[Job, Future]],
+    report: Report,
+    fatal: Errors,
+    outcomes: list[Outcome],
 ) -> int:
-    """Tell what becomes of each job as soon as it is known, and append it to `outcomes`; returns the exit code."""
+    """`tell_each`, which also appends to `outcomes`."""
     first_code = 0
     width = max(len(shown(job.name)) for job in jobs) if len(jobs) > 1 else 0
     with progress_line("files", quiet=report.quiet or not report.overall) as overall:
         if overall is not None:
             overall(0, len(jobs))
-        for number, (job, done) in enumerate(zip(jobs, finished, strict=True), 1):
+        for number, (job, done) in enumerate(finished, 1):
             try:
                 outcome = done.result()
                 outcomes.append(outcome)

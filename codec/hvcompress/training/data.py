@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,9 @@ class Crops:
         areas = np.array([image.shape[0] * image.shape[1] for image in self.images], np.float64)
         self.shares = areas / areas.sum()
 
-    def batch(self, step: int, size: int) -> Tensor:
-        """(size, 3, patch, patch) uint8, channels last in memory: a function of the seed and `step` alone."""
-        rng = np.random.default_rng([self.seed, 1, step])
+    def batch(self, number: int, size: int) -> Tensor:
+        """(size, 3, patch, patch) uint8, channels last in memory: a function of the seed and `number` alone."""
+        rng = np.random.default_rng([self.seed, 1, number])
         patch = self.patch
         out = np.empty((size, patch, patch, 3), np.uint8)
         for row, index in enumerate(rng.choice(len(self.images), size=size, p=self.shares)):
@@ -85,16 +86,16 @@ class Crops:
             out[row] = crop
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def batches(self, step: int, size: int) -> Iterator[Tensor]:
-        """The batches of `step`, `step` + 1, ... without end, the next few cut in the background."""
+    def batches(self, first: int, size: int, every: int = 1) -> Iterator[Tensor]:
+        """The batches of numbers first, first + every, ... without end, the next few cut in the background."""
         workers = max(1, (os.cpu_count() or 1) // 4)
+        numbers = count(first, every)
         with ThreadPoolExecutor(workers) as pool:
-            coming = deque(pool.submit(self.batch, step + ahead, size) for ahead in range(2 * workers))
+            coming = deque(pool.submit(self.batch, number, size) for number in islice(numbers, 2 * workers))
             try:
                 while True:
                     yield coming.popleft().result()
-                    step += 1
-                    coming.append(pool.submit(self.batch, step + 2 * workers - 1, size))
+                    coming.append(pool.submit(self.batch, next(numbers), size))
             finally:
                 for batch in coming:
                     batch.cancel()

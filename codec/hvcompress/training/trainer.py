@@ -2,6 +2,7 @@
 
     python -m hvcompress.training RECIPE --data DIR --out DIR            the trunk: constant learning rate, for ever
     python -m hvcompress.training RECIPE --data DIR --out DIR --anneal N  a branch of N steps down to zero, to ship
+    torchrun --nproc-per-node N -m hvcompress.training ...                either on N GPUs, or on several machines
 
 The schedule is warm-up, stable, decay: the trunk may go on over many sittings, and whenever weights are to be shipped
 a short annealing branch starts from its latest checkpoint. So no training time is thrown away.
@@ -34,6 +35,7 @@ from . import data, objective
 from .klt import start_as_klt
 from .muon import Muon
 from .precision import autocast, fast_precision
+from .ranks import ALONE, Ranks, joined
 from .warm import start_from_model
 
 if sys.version_info >= (3, 11):
@@ -172,9 +174,9 @@ def resumed(recipe: Recipe, checkpoint: Path, device: torch.device) -> Run:
     return run
 
 
-def draw(recipe: Recipe, batch: int, layers: int, step: int) -> tuple[Tensor, Tensor]:
-    """Qualities (B,) and offsets (B, L) of one step, a function of seed, batch and step alone."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+def draw(recipe: Recipe, batch: int, layers: int, number: int) -> tuple[Tensor, Tensor]:
+    """Qualities (B,) and offsets (B, L) of the batch of that number, a function of it, the seed and the size alone."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
     # Stratified: every batch covers the whole quality range evenly.
     places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
     quality = (places * LEVELS).long().clamp(0, LEVELS - 1)
@@ -184,11 +186,13 @@ def draw(recipe: Recipe, batch: int, layers: int, step: int) -> tuple[Tensor, Te
     return quality, offsets.masked_fill(plain, 0)
 
 
-def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator, images: int = 0) -> objective.Outcome:
-    """One optimizer step on a batch (B, 3, H, W) out of so many images."""
+def train_step(
+    run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator, images: int = 0, ranks: Ranks = ALONE
+) -> objective.Outcome:
+    """One optimizer step on a batch (B, 3, H, W) out of so many images, or on those of all processes."""
     device = image.device
     layers = len(recipe.model.latents)
-    quality, offsets = (t.to(device) for t in draw(recipe, len(image), layers, run.step))
+    quality, offsets = (t.to(device) for t in draw(recipe, len(image), layers, ranks.number(run.step)))
     factor = learning_rate(run.step, recipe.warmup, run.decay_start, run.decay_steps)
     run.muon.param_groups[0]["lr"] = recipe.muon_lr * factor
     run.adam.param_groups[0]["lr"] = recipe.adam_lr * factor
@@ -206,6 +210,7 @@ def train_step(run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator, 
     run.muon.zero_grad()
     run.adam.zero_grad()
     outcome.loss.backward()
+    ranks.average_gradients(run.model)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip)
     if torch.isfinite(norm):
         run.muon.step()
@@ -299,6 +304,45 @@ def prepare(recipe: Recipe, crops: data.Crops, out: Path, device: torch.device, 
     return run, branch
 
 
+class Reporter:
+    """What is told and kept of a run: a line and a row now and then, validation, checkpoints."""
+
+    def __init__(self, recipe: Recipe, where: Path, validation: Tensor):
+        """validation: held-out photographs (N, 3, P, P) in [0, 1]."""
+        self._recipe, self._where, self._validation = recipe, where, validation
+        self._live = sys.stderr.isatty()
+        self._mean: dict[str, float] = {}
+        self._saved = time.monotonic()
+
+    def after_step(self, run: Run, outcome: objective.Outcome, at_end: bool) -> None:
+        now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
+        now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
+        now |= {f"bpp_{i + 1}": value for i, value in enumerate(outcome.rates.mean(0).tolist())}
+        if math.isfinite(now["loss"]):
+            self._mean = {key: value + 0.99 * (self._mean.get(key, value) - value) for key, value in now.items()}
+        else:
+            print(f"step {run.step}: loss is not finite; the step was skipped", flush=True)
+        mean, live = self._mean, self._live
+        if mean and (live or run.step % 100 == 0):
+            line = f"step {run.step}  loss {mean['loss']:.3f}  {mean['bpp']:.3f} bpp  {mean['psnr']:.2f} dB"
+            line += f"  {run.seconds / 3600:.2f} h"
+            print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+        if mean and run.step % 50 == 0:
+            append_csv(self._where / "log.csv", {"step": run.step, "seconds": round(run.seconds, 1), **mean})
+        if run.step % self._recipe.validate_every == 0 or at_end:
+            self._validate(run)
+        if time.monotonic() - self._saved > self._recipe.checkpoint_seconds:
+            run.save(self._where / "checkpoint.pt")
+            self._saved = time.monotonic()
+
+    def _validate(self, run: Run) -> None:
+        rows = validate(run.average, self._validation, self._recipe)
+        for row in rows:
+            append_csv(self._where / "validation.csv", {"step": run.step, **row})
+        plot_validation(self._where / "validation.png", rows, run.step)
+        print(f"\nstep {run.step}: " + "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}" for r in rows), flush=True)
+
+
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """An event that Ctrl-C and a polite kill set, so that a step is never left half done."""
@@ -325,53 +369,40 @@ def train(
     if not training:
         raise InputError(f"no images for training in {folder}")
     batch, patch = (recipe.batch, recipe.patch) if anneal is None else (recipe.anneal_batch, recipe.anneal_patch)
-    crops = data.Crops(training, patch, recipe.downscale, recipe.seed)
-    run, where = prepare(recipe, crops, out, device, anneal)
-    kept = where / "recipe.toml"
-    if kept.exists() and read_recipe(kept) != recipe:
-        raise UsageError(f"{recipe_path} differs from {kept}, with which this run was started")
-    shutil.copyfile(recipe_path, kept)
-    end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
-    validation = data.centre_crops(held_out, recipe.patch).to(device)
-    million = count_parameters([run.model]) / 1e6
-    print(f"{million:.2f} M parameters; {len(crops.images)} photographs; from step {run.step} in {where}", flush=True)
-
-    noise = torch.Generator(device)
-    live = sys.stderr.isatty()
-    mean: dict[str, float] = {}
-    saved = time.monotonic()
-    with stop_requests() as stop, closing(crops.batches(run.step, batch)) as batches:
-        while (end is None or run.step < end) and not stop.is_set():
-            began = time.monotonic()
-            noise.manual_seed(recipe.seed * 7_000_003 + run.step)
-            outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise, len(crops.images))
-            run.seconds += time.monotonic() - began
-            now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
-            now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
-            now |= {f"bpp_{i + 1}": value for i, value in enumerate(outcome.rates.mean(0).tolist())}
-            if math.isfinite(now["loss"]):
-                mean = {key: value + 0.99 * (mean.get(key, value) - value) for key, value in now.items()}
-            else:
-                print(f"step {run.step}: loss is not finite; the step was skipped", flush=True)
-            if mean and (live or run.step % 100 == 0):
-                line = f"step {run.step}  loss {mean['loss']:.3f}  {mean['bpp']:.3f} bpp  {mean['psnr']:.2f} dB"
-                line += f"  {run.seconds / 3600:.2f} h"
-                print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-            if mean and run.step % 50 == 0:
-                append_csv(where / "log.csv", {"step": run.step, "seconds": round(run.seconds, 1), **mean})
-            if run.step % recipe.validate_every == 0 or run.step == end:
-                rows = validate(run.average, validation, recipe)
-                for row in rows:
-                    append_csv(where / "validation.csv", {"step": run.step, **row})
-                plot_validation(where / "validation.png", rows, run.step)
-                print(f"\nstep {run.step}: " + "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}" for r in rows), flush=True)
-            if time.monotonic() - saved > recipe.checkpoint_seconds:
+    with joined(device) as (ranks, device):
+        crops = data.Crops(training[ranks.rank :: ranks.count], patch, recipe.downscale, recipe.seed)
+        run, where = prepare(recipe, crops, out, device, anneal)
+        ranks.share([*run.model.parameters(), *run.average.parameters()])  # and no process is behind
+        kept = where / "recipe.toml"
+        if kept.exists() and read_recipe(kept) != recipe:
+            raise UsageError(f"{recipe_path} differs from {kept}, with which this run was started")
+        if ranks.leads:
+            shutil.copyfile(recipe_path, kept)
+        end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
+        validation = data.centre_crops(held_out, recipe.patch).to(device) if ranks.leads else None
+        images = ranks.sum(len(crops.images), device)
+        reporter = Reporter(recipe, where, validation) if ranks.leads else None
+        if ranks.leads:
+            million = count_parameters([run.model]) / 1e6
+            print(f"{million:.2f} M parameters; {images} photographs; from step {run.step} in {where}", flush=True)
+        noise = torch.Generator(device)
+        numbered = crops.batches(ranks.number(run.step), batch, ranks.count)
+        with stop_requests() as stop, closing(numbered) as batches:
+            stopped = False
+            while (end is None or run.step < end) and not stopped:
+                began = time.monotonic()
+                noise.manual_seed(recipe.seed * 7_000_003 + ranks.number(run.step))
+                outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise, images, ranks)
+                run.seconds += time.monotonic() - began
+                if reporter is not None:
+                    reporter.after_step(run, outcome, at_end=run.step == end)
+                stopped = ranks.any(stop.is_set(), device)
+            if ranks.leads:
                 run.save(where / "checkpoint.pt")
-                saved = time.monotonic()
-        run.save(where / "checkpoint.pt")
-        if stop.is_set():
-            print(f"\ninterrupted; saved at step {run.step}", flush=True)
-            raise KeyboardInterrupt
-    if anneal is not None:
-        (where / "finished").touch()
+            if stopped:
+                if ranks.leads:
+                    print(f"\ninterrupted; saved at step {run.step}", flush=True)
+                raise KeyboardInterrupt
+        if anneal is not None and ranks.leads:
+            (where / "finished").touch()
     return where
