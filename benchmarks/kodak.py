@@ -1,4 +1,5 @@
-"""Rate-distortion on the Kodak set: real files of ours beside JPEG, JPEG 2000, WebP, JPEG XL and AVIF.
+"""Rate-distortion on the Kodak set: real files of ours beside JPEG, JPEG 2000, WebP, JPEG XL, AVIF and, where they are
+installed with weights, codecs of CompressAI.
 
     python benchmarks/kodak.py DIR
 
@@ -23,7 +24,9 @@ QUALITIES = tuple(range(0, 101, 10))
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     from classical import CLASSICAL_KEYS
+    from learned import ARCHITECTURES, has_weights
 
+    at_hand = tuple(name for name in ARCHITECTURES if has_weights(name))
     parser = argparse.ArgumentParser(prog="benchmarks/kodak.py", description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="the 24 PNGs of the Kodak set")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where results go (benchmarks/results)")
@@ -31,8 +34,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--effort", type=int, default=1, choices=range(1, 10), help="of ours, 1..9 (1)", metavar="E")
     parser.add_argument("--model", help="name or folder of our model (the default one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N; only for ours")
-    parser.add_argument("--codecs", nargs="+", choices=("hvcompress", *CLASSICAL_KEYS), metavar="CODEC",
-                        default=("hvcompress", *CLASSICAL_KEYS), help="any of: %(choices)s (all)")  # fmt: skip
+    parser.add_argument("--codecs", nargs="+", choices=("hvcompress", *CLASSICAL_KEYS, *ARCHITECTURES),
+                        default=("hvcompress", *CLASSICAL_KEYS, *at_hand), metavar="CODEC",
+                        help="any of: %(choices)s (all whose weights are at hand)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes (1); our seconds are only fair with 1")
     parser.add_argument("--threads", type=int, default=0, help="torch threads per process (torch's own choice)")
     parser.add_argument("--fresh", action="store_true", help="measure the other codecs again as well")
@@ -82,7 +86,7 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
     import rd
     import rd_plot
     import report
-    from classical import classical
+    from learned import other
     from measure import OURS, Picked, run_classical, run_ours
 
     records = []
@@ -95,7 +99,7 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
             records.insert(0, run_ours(images, folder, picked, options.jobs))
             print(f"\r{OURS}: {len(records[0]['rows'])} files measured" + " " * 30)
             continue
-        codec = classical(key)
+        codec = other(key)
         record, reused = run_classical(codec, images, folder, options.jobs, options.fresh)
         records.append(record)
         measured = len(record["rows"]) - reused

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 import rd
-from classical import Classical, classical
+from classical import Classical
 from hvcompress.metrics import psnr
+from learned import other
 
 OURS = "hvcompress"
 
@@ -71,7 +72,7 @@ def figures(pixels: np.ndarray, decoded: np.ndarray, size: int) -> dict:
 def measure_classical(job: tuple[Path, str, tuple[float, ...]], key: str) -> list[dict]:
     """Rows of one picture. job: the picture, its SHA-256, and the points to measure."""
     path, digest, points = job
-    codec = classical(key)
+    codec = other(key)
     image = read_rgb(path)
     pixels = np.asarray(image)
     rows = []

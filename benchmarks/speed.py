@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
+import learned  # noqa: E402
 from classical import pillow_decode, save  # noqa: E402
 from hvcompress.batch import cores  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
@@ -36,6 +37,7 @@ from measure import read_rgb, write_rows  # noqa: E402
 
 QUALITY = 60  # 35.4 dB on Kodak, as are, nearly, the settings of the others below
 OURS = "hvcompress"
+UNTRAINED = "CompressAI mbt2018-mean, quality 4"  # where it is installed; only its network's time means something
 OTHERS = {
     "JPEG XL, effort 7": ("jxl", {"distance": 1.9, "effort": 7}),
     "AVIF, speed 6": ("AVIF", {"quality": 66, "speed": 6, "subsampling": "4:4:4"}),
@@ -117,7 +119,22 @@ def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
     return one_round
 
 
+def untrained_rounds(image: Image.Image) -> Callable[[], dict]:
+    name, quality = UNTRAINED.split()[1].rstrip(","), int(UNTRAINED.split()[-1])
+    learned.network(name, quality, pretrained=False)
+
+    def one_round() -> dict:
+        row: dict = {}
+        data = timed("encode", row, lambda: learned.encode(image, quality, name, pretrained=False))
+        timed("decode", row, lambda: learned.decode(data, name, pretrained=False))
+        return row | {"bytes": float("nan"), "psnr": float("nan")}
+
+    return one_round
+
+
 def other_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
+    if task.codec == UNTRAINED:
+        return untrained_rounds(image)
     kind, options = OTHERS[task.codec]
     pixels = np.asarray(image)
 
@@ -253,9 +270,10 @@ def main() -> None:
 
     start = start_up(options.device, options.model, options.repeats)
     print("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in start.items()), flush=True)
+    others = (*OTHERS, UNTRAINED) if learned.installed() else tuple(OTHERS)
     results = []
     for size in sizes:
-        for codec in (OURS, *(() if options.only_ours else OTHERS)):
+        for codec in (OURS, *(() if options.only_ours else others)):
             row = {"codec": codec, "width": size[0], "height": size[1]} | medians(alone(measure, task(codec, size)))
             results.append(row)
             line = f"{codec} {size[0]}x{size[1]}: encode {row['encode']:.3f} s, decode {row['decode']:.3f} s"

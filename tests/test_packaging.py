@@ -323,8 +323,63 @@ def test_wheel_holds_the_package_and_every_model(wheel):
 
 def test_wheel_holds_nothing_else(wheel):
     tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert tops == {"hvcompress", f"hvcompress-{PROJECT['version']}.dist-info"}
+    assert tops == {"hvcompress", *(f"hvcompress-{PROJECT['version']}.{kind}" for kind in ("dist-info", "data"))}
     assert not [name for name in wheel.namelist() if "__pycache__" in name or name.startswith("hvcompress/tests")]
+
+
+def test_wheel_brings_completions_and_man_page(wheel):
+    places = {
+        "share/bash-completion/completions/hvcompress": "hvcompress.bash",
+        "share/zsh/site-functions/_hvcompress": "_hvcompress",
+        "share/man/man1/hvcompress.1": "hvcompress.1",
+    }
+    data = f"hvcompress-{PROJECT['version']}.data/data/"
+    found = {name.removeprefix(data): wheel.read(name) for name in wheel.namelist() if name.startswith(data)}
+    assert found == {place: (ROOT / "contrib" / name).read_bytes() for place, name in places.items()}
+
+
+def test_completions_and_man_page_know_every_option():
+    """That is, contrib/make.py was run after the last change of the command line."""
+    from hvcompress.cli import make_parser
+
+    commands = next(action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
+    options = {option for made in commands.values() for action in made._actions for option in action.option_strings}
+    assert len(commands) >= 7 and len(options) >= 30
+    texts = {name: (ROOT / "contrib" / name).read_text() for name in ("hvcompress.bash", "_hvcompress", "hvcompress.1")}
+    for name, text in texts.items():
+        text = text.replace("\\-", "-")
+        words = set(re.findall(r"[\w-]+", text))
+        missing = ({*commands} | options - {"-h", "--help"}) - words
+        assert not missing, (name, missing)
+        known = {word for word in words if word.startswith("--") and len(word) > 3}
+        assert not known - options - {"--version", "--print-completion"}, name
+    for made in commands.values():
+        for action in made._actions:
+            if action.option_strings and action.dest != "help":
+                assert " ".join((action.help % {"prog": ""}).split()) in " ".join(
+                    texts["hvcompress.1"].replace("\\-", "-").replace("\\", "").split()
+                ), action.dest
+
+
+COMPLETE = """
+source "$1"; shift
+COMP_WORDS=(hvcompress "$@"); COMP_CWORD=$#; COMP_LINE="hvcompress $*"; COMP_POINT=${#COMP_LINE}
+_shtab_hvcompress hvcompress "${@: -1}" "${@: -2:1}" && printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [(["enc"], "encode"), (["encode", "--me"], "--memory-limit"), (["decode", "--allocation"], None),
+     (["encode", "--allocation", "hyp"], "hyperprior"), (["encode", "pho"], "photo.png")],
+)  # fmt: skip
+def test_bash_completes(words, offered, tmp_path):
+    (tmp_path / "photo.png").touch()
+    script = tmp_path / "complete.sh"
+    script.write_text(COMPLETE)
+    done = run("bash", script, ROOT / "contrib" / "hvcompress.bash", *words, cwd=tmp_path)
+    assert done.stdout.split() == ([] if offered is None else [offered]), done.stderr
 
 
 def test_wheel_metadata(wheel):
