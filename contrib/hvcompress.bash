@@ -8,7 +8,7 @@
 _shtab_hvcompress_subparsers=(encode decode rates inspect info models test)
 
 _shtab_hvcompress_encode_option_strings=(-h --help -o --output --output-dir -r --recursive -u --update --summary -q --quality --bpp --size --psnr --lambda --strict --beta --allocation --effort --no-verify --memory-limit -f --force --quiet --strip --strip-icc -j --jobs --model --device)
-_shtab_hvcompress_decode_option_strings=(-h --help -o --output --output-dir -r --recursive -u --update --summary --format --crop --layers --partial --memory-limit -f --force --quiet --strip --strip-icc -j --jobs --model --device)
+_shtab_hvcompress_decode_option_strings=(-h --help -o --output --output-dir -r --recursive -u --update --summary --format --bit-depth --crop --layers --partial --memory-limit -f --force --quiet --strip --strip-icc -j --jobs --model --device)
 _shtab_hvcompress_rates_option_strings=(-h --help -q --quality --beta --allocation --maps -f --force --json --model --device)
 _shtab_hvcompress_inspect_option_strings=(-h --help -o --output --original --memory-limit -f --force --quiet --model --device)
 _shtab_hvcompress_info_option_strings=(-h --help --json)

@@ -44,7 +44,7 @@ class FakeCodec:
         seconds = {"fit": effort - 1.0, "network": 0.25, "coder": 0.5, "verify_network": 0.25, "verify_coder": 0.25}
         return types.SimpleNamespace(data=data, picture=self.decode(data) if verify else None, seconds=seconds)
 
-    def decode(self, data, layers=None, crop=None, *, partial=False, memory_limit=None, progress=None):
+    def decode(self, data, layers=None, crop=None, *, partial=False, bits=8, memory_limit=None, progress=None):
         if layers is not None and layers > self.layers:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers}")
         parsed = (container.parse_prefix if partial else container.parse)(data)

@@ -346,8 +346,8 @@ def test_completions_and_man_page_know_every_option():
     options = {option for made in commands.values() for action in made._actions for option in action.option_strings}
     assert len(commands) >= 7 and len(options) >= 30
     texts = {name: (ROOT / "contrib" / name).read_text() for name in ("hvcompress.bash", "_hvcompress", "hvcompress.1")}
+    texts["hvcompress.1"] = re.sub(r"\\f[BIR]", "", texts["hvcompress.1"]).replace("\\", "")
     for name, text in texts.items():
-        text = text.replace("\\-", "-")
         words = set(re.findall(r"[\w-]+", text))
         missing = ({*commands} | options - {"-h", "--help"}) - words
         assert not missing, (name, missing)
@@ -356,9 +356,7 @@ def test_completions_and_man_page_know_every_option():
     for made in commands.values():
         for action in made._actions:
             if action.option_strings and action.dest != "help":
-                assert " ".join((action.help % {"prog": ""}).split()) in " ".join(
-                    texts["hvcompress.1"].replace("\\-", "-").replace("\\", "").split()
-                ), action.dest
+                assert action.help % {"prog": ""} in texts["hvcompress.1"], action.dest
 
 
 COMPLETE = """

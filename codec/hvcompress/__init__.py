@@ -56,6 +56,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "decode",
+    "decode_array",
     "decode_batch",
     "encode",
     "encode_batch",
@@ -152,6 +153,34 @@ def decode(
 
     data = bytes(data)
     return to_pil(codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial))
+
+
+def decode_array(
+    data: bytes,
+    *,
+    bits: int = 8,
+    layers: int | None = None,
+    crop: Sequence[int] | None = None,
+    partial: bool = False,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+) -> np.ndarray:
+    """`decode` to an array: (H, W) of a gray picture, (H, W, 3) of any other, one plane more where there is alpha.
+
+    bits: 8 for uint8, or 16 for uint16, in which smooth parts have no steps; 65535 is then white, and opaque.
+    Metadata are in what `decode` returns.
+    """
+    import numpy as np
+
+    from .codec import codec_for
+
+    data = bytes(data)
+    picture = codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial, bits=bits)
+    planes = picture.pixels[..., :1] if picture.gray else picture.pixels
+    if picture.alpha is not None:
+        alpha = picture.alpha[..., None].astype(planes.dtype) * (1 if bits == 8 else 257)
+        planes = np.concatenate((planes, alpha), 2)
+    return np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
 def encode_batch(

@@ -165,8 +165,9 @@ def make_parser() -> argparse.ArgumentParser:
     decode.usage = encode.usage
     decode.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file; - is standard input")
     output_arguments(decode, ".hvci files")
+    decode.add_argument("--format", metavar="NAME", help="png, ppm, jpg, webp, tif, bmp, avif (default: OUT's, or png)")
     decode.add_argument(
-        "--format", metavar="NAME", help="png, ppm, jpg, webp, tif, bmp, avif (default: OUTPUT's, or png)"
+        "--bit-depth", type=_bits, default=8, metavar="8|16", help="per sample; 16 for png and ppm only"
     )
     decode.add_argument("--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time")
     decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
@@ -283,6 +284,12 @@ def _size(text: str) -> int:
     return size
 
 
+def _bits(text: str) -> int:
+    if text not in ("8", "16"):
+        raise argparse.ArgumentTypeError(f"must be 8 or 16, not {text!r}")
+    return int(text)
+
+
 def _effort(text: str) -> int:
     if not re.fullmatch("[1-9]", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9, not {text!r}")
@@ -385,7 +392,14 @@ def decoding_of(args: argparse.Namespace) -> Task:
     if suffix is not None:
         check_suffix(suffix)
     jobs = plan(_inputs(args, (".hvci",)), suffix or ".png")
-    options = Decoding(suffix=suffix, layers=args.layers, crop=args.crop, partial=args.partial, **_common_options(args))
+    options = Decoding(
+        suffix=suffix,
+        layers=args.layers,
+        crop=args.crop,
+        partial=args.partial,
+        bits=args.bit_depth,
+        **_common_options(args),
+    )
 
     def columns(outcome: Outcome) -> list[str]:
         sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)

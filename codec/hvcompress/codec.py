@@ -316,6 +316,7 @@ class Codec:
         crop: tuple[int, int, int, int] | None = None,
         *,
         partial: bool = False,
+        bits: int = 8,
         memory_limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Picture:
@@ -326,13 +327,14 @@ class Codec:
         The latents of a preview or of a part cannot be compared with the encoder's.
         partial: of a file that is cut off at its end, the layers that are whole, but at most `layers`; without the flag
         such a file is refused. It has lost its alpha plane and its profile.
+        bits: per sample of the pixels, 8 or 16 (then uint16, 65535 is white). What is coded does not depend on it.
         memory_limit: in bytes; None is what the machine has to spare. A file that needs more is refused at once.
         progress: told how many of how many bands of rows are done, from 0, if there are several to a layer.
         Raises FormatError, UnsupportedError, LimitError, ModelError (made with another model), MismatchError where
         this device arrives at other latents than the encoder had, and UsageError for a number of layers that the model
         does not have.
         """
-        return self.decode_timed(data, layers, crop, memory_limit, progress, partial)[0]
+        return self.decode_timed(data, layers, crop, memory_limit, progress, partial, bits)[0]
 
     @torch.inference_mode()
     def decode_timed(
@@ -343,10 +345,13 @@ class Codec:
         memory_limit: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         partial: bool = False,
+        bits: int = 8,
     ) -> tuple[Picture, dict[str, float]]:
         """`decode`, and the seconds that "network" and range "coder" took."""
         began = time.perf_counter()
         check_not_forked(self.device)
+        if bits not in (8, 16):
+            raise UsageError(f"pixels have 8 or 16 bits per sample, not {bits!r}")
         parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
         left, top, width, height = _checked_crop(crop, header.width, header.height)
@@ -355,7 +360,7 @@ class Codec:
         last = Rows(padded(header.height) // self.strides[-1], packed=True)
         level = torch.tensor([header.quality], device=self.device)
         size = header.height, header.width
-        painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns)
+        painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns, bits)
         _, coder = self._decode_latents(parsed, layers, rows=rows, progress=progress, last=last, grown=painter.advance)
         alpha = None
         if container.ALPHA in parsed.chunks:

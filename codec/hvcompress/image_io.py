@@ -54,7 +54,7 @@ _BAND = 1 << 18  # pixels that are converted at a time: a large picture is never
 class Picture:
     """A picture as the codec sees it."""
 
-    pixels: np.ndarray  # (H, W, 3) uint8 RGB; gray is replicated
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB; gray is replicated; a decoded picture may be uint16
     gray: bool = False  # came from a gray image; is returned as mode "L"
     alpha: np.ndarray | None = None  # (H, W) uint8, kept losslessly
     icc: bytes | None = None  # ICC profile

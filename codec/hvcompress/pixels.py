@@ -90,10 +90,12 @@ class Painter:
         gray: bool = False,
         rows: plan.Span | None = None,
         columns: slice = slice(None),
+        bits: int = 8,
     ):
         """h: the feature (1, C, H'/8, W'/8), which may still grow. quality: (1,). size: H, W.
 
         gray: all planes become the rounded mean of the three. rows, columns: a part of the picture; else all of it.
+        bits: per sample, 8 or 16.
         """
         self._synthesis, self._h, self._gray, self._device = synthesis, h, gray, quality.device
         self._width, self._columns = size[1], columns
@@ -101,7 +103,8 @@ class Painter:
         chunk = plan.chunk(*map(padded, size))
         self._patches = synthesis.patches(_in_float32(h), quality, chunk)
         self._first, self._last = rows or (0, size[0])
-        self.pixels = np.empty((self._last - self._first, len(range(size[1])[columns]), 3), np.uint8)
+        self._type, self._white = (np.uint8, 255.0) if bits == 8 else (np.uint16, 65535.0)
+        self.pixels = np.empty((self._last - self._first, len(range(size[1])[columns]), 3), self._type)
         end = -(-self._last // PIXEL_STRIDE)
         step = chunk or end
         tops = range(self._first // PIXEL_STRIDE, end, step)
@@ -119,7 +122,8 @@ class Painter:
         with _tf32 if cuda else nullcontext(), exactly:
             output = pixels_of(self._patches.take(top, bottom))
         self._patches.forget_above(bottom)
-        values = (output[0, :, :, : self._width] * 255.0).round().clamp(0, 255).to(torch.uint8)
+        values = (output[0, :, :, : self._width] * self._white).round().clamp(0, self._white)
+        values = values.to(torch.uint8 if self._type == np.uint8 else torch.int32)  # less to copy from a GPU
         band = values.permute(1, 2, 0).cpu().numpy()[:, self._columns]
         a, b = max(self._first, PIXEL_STRIDE * top), min(self._last, PIXEL_STRIDE * bottom)
         band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]

@@ -60,6 +60,7 @@ class Decoding(Common):
     layers: int | None = None
     crop: tuple[int, int, int, int] | None = None
     partial: bool = False
+    bits: int = 8  # per sample
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
 
 def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
     """Raises HvcompressError."""
+    from .deep import check_deep_suffix, deep_bytes
     from .image_io import check_suffix, image_bytes, to_pil
 
     if options.update and _is_newer(job):
@@ -125,6 +127,8 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
     kind = options.suffix
     if kind is None:
         kind = ".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1])
+    if options.bits == 16:
+        check_deep_suffix(kind)
     data = read_compressed(job.source)
     header = (container := (parse_prefix if options.partial else parse)(data)).header
     from .codec import codec_for
@@ -136,15 +140,19 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
         options.layers,
         options.crop,
         partial=options.partial,
+        bits=options.bits,
         memory_limit=options.memory_limit,
         progress=progress,
     )
     seconds = time.perf_counter() - began
     height, width = picture.pixels.shape[:2]
     picture = _stripped(picture, options)
-    if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
-        picture = to_pil(picture)
-    written = image_bytes(picture, kind)
+    if options.bits == 16:
+        written = deep_bytes(picture, kind)
+    else:
+        if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
+            picture = to_pil(picture)
+        written = image_bytes(picture, kind)
     write(job, written, force)
     there, meant = len(container.streams), len(header.offsets)
     note = None if there == meant else f"truncated, {min(options.layers or there, there)} of {meant} layers decoded"
