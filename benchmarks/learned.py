@@ -30,11 +30,16 @@ def installed() -> bool:
     return importlib.util.find_spec("compressai") is not None
 
 
+def _make_importable() -> None:
+    """CompressAI, also beside a torchvision that was built for another torch."""
+    import hvcompress.compressai_model  # noqa: F401
+
+
 def has_weights(name: str) -> bool:
     """Whether torch.hub has the weights of all qualities that a codec is measured at."""
     if not installed():
         return False
-    import hvcompress.compressai_model  # noqa: F401  makes CompressAI's torchvision importable
+    _make_importable()
     import torch
     from compressai.zoo.image import model_urls
 
@@ -46,7 +51,7 @@ def has_weights(name: str) -> bool:
 @lru_cache(2)
 def network(name: str, quality: int, pretrained: bool):
     """A codec of CompressAI on the CPU, ready to code."""
-    import hvcompress.compressai_model  # noqa: F401
+    _make_importable()
     import torch
     from compressai.zoo import image_models
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import load_model
 from .errors import UsageError
@@ -21,13 +21,14 @@ from .image_io import Picture
 
 
 def _declared_operators() -> torch.library.Library:
-    """CompressAI imports torchvision, and a torchvision built for another torch fails as it registers the shapes of an
-    operator that it could not load. That it exists is all that is asked, and nothing here calls it: so where it is
-    missing it is declared first. The declaration lasts as long as the object that is returned.
+    """CompressAI imports torchvision, and a torchvision built for another torch fails as it registers the shapes of
+    operators that it could not load. That they exist is all that is asked, and nothing here calls them: so where they
+    are missing they are declared first. The declarations last as long as the object that is returned.
     """
     library = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 
@@ -44,6 +45,8 @@ class HvcompressModel(CompressionModel):
         super().__init__()
         self.quality = quality
         self.codec = load_model(model, device)
+        # Not the codec's own weights: it is shared by all who load it, and `half()` or `to()` would ruin it for them.
+        self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
 
     @property
     def downsampling_factor(self) -> int:
