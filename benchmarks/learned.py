@@ -27,7 +27,7 @@ ARCHITECTURES = {
 
 
 def installed() -> bool:
-    return importlib.util.find_spec("compressai") is not None
+    return all(importlib.util.find_spec(name) is not None for name in ("compressai", "hvcompress"))
 
 
 def _make_importable() -> None:

@@ -69,7 +69,7 @@ def test_as_compressais_own_evaluation_runs_a_model(model, photo, tmp_path):
     assert 0.8 * real["bpp"] < estimated["bpp"] < real["bpp"]  # the former pads with black, which is not free
     Image.fromarray(wide).save(tmp_path / "a.png")
     options = {"architecture": "hvcompress", "half": False, "per_image": False}
-    metrics = eval_model(model, tmp_path, tmp_path, [str(tmp_path / "a.png")], **options)
+    metrics = eval_model(model, tmp_path, tmp_path, [tmp_path / "a.png"], **options)
     assert metrics["psnr-rgb"] == pytest.approx(real["psnr-rgb"]) and metrics["bpp"] == pytest.approx(real["bpp"])
 
 
