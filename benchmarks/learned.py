@@ -48,7 +48,7 @@ def has_weights(name: str) -> bool:
     return all(os.path.isfile(os.path.join(folder, os.path.basename(urls[q]))) for q in QUALITIES if q in urls)
 
 
-@lru_cache(2)
+@lru_cache(8)  # all qualities of a codec
 def network(name: str, quality: int, pretrained: bool):
     """A codec of CompressAI on the CPU, ready to code."""
     _make_importable()

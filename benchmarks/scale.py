@@ -26,7 +26,6 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 from PIL import Image  # noqa: E402
 
 from hvcompress.batch import cores  # noqa: E402
-from hvcompress.training.data import find_images  # noqa: E402
 
 QUALITY = 50
 
@@ -39,18 +38,9 @@ def seconds_of(module: str, *arguments: object) -> float:
     return time.perf_counter() - began
 
 
-def pixels_of(paths: list[Path]) -> int:
-    total = 0
-    for path in paths:
-        with Image.open(path) as image:
-            total += image.width * image.height
-    return total
-
-
 def measure(folder: Path) -> dict:
     """Seconds of each way, for the same folder."""
-    paths, many = find_images(folder), cores()
-    rows: dict = {"files": len(paths), "pixels": pixels_of(paths), "bytes": sum(p.stat().st_size for p in paths)}
+    many, rows = cores(), {}
     with tempfile.TemporaryDirectory() as place:
         one = Path(place, "one.png")
         Image.new("RGB", (64, 64)).save(one)
@@ -64,8 +54,14 @@ def measure(folder: Path) -> dict:
 
         encode("encode_one_at_a_time", "--no-verify")
         encode("encode", "--no-verify", "-j", many)
-        out = encode("encode_verified", "-j", many)
-        rows["coded_bytes"] = sum(path.stat().st_size for path in out.rglob("*.hvci"))
+        table = Path(place, "table.json")
+        out = encode("encode_verified", "-j", many, "--summary", table)
+        done = json.loads(table.read_text())
+        rows |= {"files": len(done), "pixels": sum(row["width"] * row["height"] for row in done)}
+        rows |= {
+            "bytes": sum(row["bytes_before"] for row in done),
+            "coded_bytes": sum(row["bytes_after"] for row in done),
+        }
         rows["decode_s"] = seconds_of(
             "hvcompress", "decode", out, "-r", "--output-dir", Path(place, "back"), "--format", "ppm", "-j", many
         )

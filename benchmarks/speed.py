@@ -37,7 +37,8 @@ from measure import read_rgb, write_rows  # noqa: E402
 
 QUALITY = 60  # 35.4 dB on Kodak, as are, nearly, the settings of the others below
 OURS = "hvcompress"
-UNTRAINED = "CompressAI mbt2018-mean, quality 4"  # where it is installed; only its network's time means something
+BASELINE, BASELINE_QUALITY = "mbt2018-mean", 4
+UNTRAINED = f"CompressAI {BASELINE}, untrained"  # where it is installed; only its network's time means something
 OTHERS = {
     "JPEG XL, effort 7": ("jxl", {"distance": 1.9, "effort": 7}),
     "AVIF, speed 6": ("AVIF", {"quality": 66, "speed": 6, "subsampling": "4:4:4"}),
@@ -120,13 +121,12 @@ def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
 
 
 def untrained_rounds(image: Image.Image) -> Callable[[], dict]:
-    name, quality = UNTRAINED.split()[1].rstrip(","), int(UNTRAINED.split()[-1])
-    learned.network(name, quality, pretrained=False)
+    learned.network(BASELINE, BASELINE_QUALITY, pretrained=False)
 
     def one_round() -> dict:
         row: dict = {}
-        data = timed("encode", row, lambda: learned.encode(image, quality, name, pretrained=False))
-        timed("decode", row, lambda: learned.decode(data, name, pretrained=False))
+        data = timed("encode", row, lambda: learned.encode(image, BASELINE_QUALITY, BASELINE, pretrained=False))
+        timed("decode", row, lambda: learned.decode(data, BASELINE, pretrained=False))
         return row | {"bytes": float("nan"), "psnr": float("nan")}
 
     return one_round

@@ -21,7 +21,7 @@ def main() -> None:
             data = path.read_bytes()
             (out / path.name).write_bytes(data)
         else:
-            (out / path.with_suffix(".hvci").name).write_bytes(data)
+            (out / (path.name + ".hvci")).write_bytes(data)  # a.jpg and a.png may both be there
         before, after = before + size, after + len(data)
         print(f"{path.name}: {size:,} -> {len(data):,} bytes")
     print(f"{len(paths)} files: {before:,} -> {after:,} bytes")

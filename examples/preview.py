@@ -1,6 +1,6 @@
 """What can be seen of a picture while its file is still on its way: previews from the first bytes.
 
-python examples/preview.py photo.png        # writes photo.preview-1.png, photo.preview-2.png, ...
+python examples/preview.py photo.png        # writes photo.preview-BYTES.png for each new preview
 """
 
 import sys

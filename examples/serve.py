@@ -18,7 +18,9 @@ import hvcompress
 def webp(path: Path, changed: int) -> bytes:
     """A file's picture as WebP, kept for the next who asks. changed: when the file was, so that a new one counts."""
     buffer = io.BytesIO()
-    hvcompress.decode(path.read_bytes()).save(buffer, "WEBP", quality=95)
+    image = hvcompress.decode(path.read_bytes())
+    image.thumbnail((16383, 16383))  # WebP's limit
+    image.save(buffer, "WEBP", quality=95)
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ from hvcompress.errors import FormatError, LimitError, MismatchError, UsageError
 from hvcompress.image_io import Picture, read_picture
 from hvcompress.network import LatentLayer, dequantize, descend
 from hvcompress.pixels import Features
-from hvcompress.rows import Rows
+from hvcompress.rows import Rows, through
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,52 @@ def test_rows_are_kept_exactly():
     assert torch.equal(rows.all(), x) and rows.take(6, 9).dtype == torch.float64
     rows.forget_above(8)
     assert torch.equal(rows.take(8, 20), x[:, :, 8:])
+    with pytest.raises(ValueError, match="not all there"):
+        rows.take(7, 9)
+
+
+def test_rows_are_never_missing_unnoticed():
+    rows = Rows(20)
+    rows.add(3, torch.zeros(1, 1, 4, 2))  # it begins where it begins
+    for first, last in ((0, 5), (5, 8)):
+        with pytest.raises(ValueError, match="not all there"):
+            rows.take(first, last)
+    with pytest.raises(ValueError, match="row 8 was added where row 7 comes next"):
+        rows.add(8, torch.zeros(1, 1, 1, 2))
+
+
+def test_rows_are_made_once_and_as_few_as_are_asked_for():
+    asked = []
+
+    def make(first, last):
+        asked.append((first, last))
+        return torch.arange(first, last).reshape(1, 1, -1, 1).double()
+
+    rows = Rows(100, make, 4)
+    assert rows.take(10, 19).flatten().tolist() == list(range(10, 19))
+    assert rows.take(18, 20).flatten().tolist() == [18, 19]
+    assert asked == [(10, 14), (14, 18), (18, 19), (19, 20)]
+    rows.forget_above(18)
+    assert sum(band.values.numel() for band in rows._bands) == 2  # not the three bands that those rows came with
+    assert rows.take(18, 21).flatten().tolist() == [18, 19, 20]
+
+
+def test_a_chain_of_blocks_keeps_two_rows_of_each_map(tiny):
+    blocks = tiny._encoder.stages["8"]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, tiny._topdown.config.widths[8], 40, 6, generator=generator)
+    quality = torch.tensor([50])
+    with torch.inference_mode():
+        whole = through(blocks, Rows.whole(x), quality, None).all()
+        source = Rows(40, lambda first, last: x[:, :, first:last])
+        chained = through(blocks, source, quality, 4)
+        parts = []
+        for first in range(5, 35, 5):
+            parts.append(chained.take(first, first + 5))
+            chained.forget_above(first + 5)
+            kept = sum(band.values.shape[2] for band in source._bands)
+            assert kept <= 4  # two are asked for again, and a few more may not be worth a copy
+    assert (torch.cat(parts, 2) - whole[:, :, 5:35]).abs().max() < 1e-4
 
 
 def test_the_exact_path_has_no_seams(tiny, monkeypatch):
@@ -111,7 +157,10 @@ def test_steps_follow_what_they_depend_on_and_are_not_sooner_than_needed():
     assert steps == [(0, 0, 4), (1, 0, 3), (2, 0, 6), (1, 3, 8), (2, 6, 9), (2, 9, 16)]
 
 
-def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch):
+@pytest.mark.parametrize("twice", [False, True])
+def test_features_of_the_encoder_in_bands(tiny, tall, small_bands, monkeypatch, twice):
+    """twice: of a very large picture those at the finest stride are made again."""
+    monkeypatch.setattr(plan, "KEPT", 1 if twice else 1 << 26)
     level = torch.tensor([60])
     banded = Features(tiny._encoder, tall, level, 8)
     set_bands(monkeypatch, 1 << 24)
@@ -249,7 +298,15 @@ def test_more_memory_is_needed_for_more_pixels():
     for width, height in sizes:
         with pytest.raises(LimitError):
             plan.check_memory(width, height, 100 * width * height // 16)
-    plan.check_memory(20000, 20000, 11 << 30)
+    plan.check_memory(20000, 20000, 6_000_000_000)
+    for width, height in ((1, 65535), (65535, 1)):  # the network sees 64 columns or rows
+        with pytest.raises(LimitError):
+            plan.check_memory(width, height, 100 * 64 * 65536)
+    plan.check_memory(20000, 20000, 3 << 30, rows=1000)
+    with pytest.raises(LimitError):
+        plan.check_memory(20000, 20000, 1 << 30, rows=1)  # even one row is computed with others
+    with pytest.raises(LimitError):
+        plan.check_memory(20000, 20000, 6_000_000_000, bits=16)
 
 
 def test_progress_of_pictures_in_bands(tiny, tall, small_bands):

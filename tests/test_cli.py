@@ -24,7 +24,7 @@ from hvcompress.cli import main
 from hvcompress.console import exit_codes
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import FORMATS
-from hvcompress.jobs import Inputs, plan
+from hvcompress.jobs import Inputs, jobs_for
 from hvcompress.metadata import EXIF_PREFIX
 
 ROOT = Path(hvcompress.__file__).parents[1]
@@ -862,7 +862,7 @@ def test_plan(here):
     os.mkdir("out")
 
     def outputs(sources, output=None, suffix=".hvci"):
-        return [job.output for job in plan(Inputs(sources, output), suffix)]
+        return [job.output for job in jobs_for(Inputs(sources, output), suffix)]
 
     assert outputs(["a.png", "b/c.jpg", "d", ".e"]) == ["a.hvci", "b/c.hvci", "d.hvci", ".e.hvci"]
     assert outputs(["a.png"], "b.x") == ["b.x"]

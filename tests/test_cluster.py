@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hvcompress
@@ -63,10 +64,25 @@ def test_the_same_files_as_on_one_machine(pictures, tiny_folder):
 def test_a_worker_tells_what_went_wrong(tmp_path, tiny_folder, capsys):
     """Without Ray: what its processes run."""
     args = make_parser().parse_args(["encode", str(tmp_path / "none.png"), "--model", str(tiny_folder)])
-    worker = cluster.Worker(args.task_of(args).work, 1)
+    task = args.task_of(args)
+    worker = cluster.Worker(task.work, task.options, torch.get_num_threads())
     job = Job(str(tmp_path / "none.png"), str(tmp_path / "none.hvci"))
-    told = json.loads(worker({"number": 7, "job": json.dumps(vars(job))})["outcome"])
+    told = json.loads(worker({"number": 7, "job": json.dumps(vars(job)), "fresh": True})["outcome"])
     assert (told["status"], told["exit_code"]) == (FAILED, InputError.exit_code) and "no such file" in told["error"]
+
+
+def test_what_a_lost_worker_has_written_is_no_obstacle(tmp_path, tiny_folder, photo):
+    source, output = tmp_path / "a.png", tmp_path / "a.hvci"
+    Image.fromarray(photo).save(source)
+    args = make_parser().parse_args(["encode", str(source), "--model", str(tiny_folder), "--device", "cpu"])
+    task = args.task_of(args)
+    worker = cluster.Worker(task.work, task.options, torch.get_num_threads())
+
+    def status(fresh: bool) -> str:
+        row = {"number": 0, "job": json.dumps(vars(task.jobs[0])), "fresh": fresh}
+        return json.loads(worker(row)["outcome"])["status"]
+
+    assert [status(True), status(True), status(False)] == ["done", "done", FAILED] and output.exists()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +90,7 @@ def test_a_worker_tells_what_went_wrong(tmp_path, tiny_folder, capsys):
     [
         (["info", "x.hvci"], UsageError, "only encode and decode"),
         (["encode", "-"], UsageError, "standard input"),
+        (["encode", "x.png", "--device", "cuda:1"], UsageError, "Ray's choice"),
         (["encode", "x.png", "--model", "none"], ModelError, "unknown model"),
         (["encode", "x.png", "-q", "200"], UsageError, "from 0 to 100"),
     ],

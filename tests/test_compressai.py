@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 
@@ -88,7 +87,6 @@ def test_its_codecs_go_through_our_harness(photo):
     data = learned.encode(image, 1, "mbt2018-mean", pretrained=False)
     decoded = learned.decode(data, "mbt2018-mean", pretrained=False)
     assert decoded.shape == (50, 70, 3) and decoded.dtype == np.uint8
-    assert not learned.has_weights("mbt2018") or math.isfinite(len(data))
 
 
 def test_without_it_the_harness_has_the_others():

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pty
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,17 +20,19 @@ from test_cli import save_photo
 from hvcompress import console, jobs, model, reporting
 from hvcompress.cli import main
 from hvcompress.container import read_info
-from hvcompress.errors import InputError, UsageError
-from hvcompress.jobs import Inputs, plan
+from hvcompress.errors import InputError, OutputError, UsageError
+from hvcompress.jobs import Inputs, jobs_for
+
+CONFIG = {"network": {"latents": [{"stride": stride} for stride in (64, 16, 8)]}}
 
 
 @pytest.fixture
 def codec(monkeypatch):
-    import sys
-
     made = fake_codec.module()
     monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
-    monkeypatch.setattr(model, "find_model", lambda name: SimpleNamespace(fingerprint=fake_codec.FINGERPRINT))
+    monkeypatch.setattr(
+        model, "find_model", lambda name: SimpleNamespace(fingerprint=fake_codec.FINGERPRINT, config=CONFIG)
+    )
     return made
 
 
@@ -84,8 +87,8 @@ def test_what_is_written_is_not_read_again(tree, codec):
     for _ in range(2):
         assert main(["encode", "in", "-r", "--output-dir", "in/out", "--quiet", "-f"]) == 0
     assert main(["decode", "in/out", "-r", "--output-dir", "in/out/png", "--quiet"]) == 0
-    jobs = plan(Inputs(["in"], output_folder="in/out", recursive=True), ".hvci")
-    assert len(jobs) == 4
+    planned = jobs_for(Inputs(["in"], output_folder="in/out", recursive=True), ".hvci")
+    assert len(planned) == 4
 
 
 def test_an_interrupted_folder_is_resumed(tree, codec, capsys):
@@ -113,16 +116,53 @@ def test_an_output_that_is_not_as_asked_for_is_made_anew(spoil, tree, codec, mon
     elif spoil == "offsets":
         options += ["--beta", "1,2,1"]
     elif spoil == "model":
-        monkeypatch.setattr(model, "find_model", lambda name: SimpleNamespace(fingerprint="00" * 32))
+        monkeypatch.setattr(model, "find_model", lambda name: SimpleNamespace(fingerprint="00" * 32, config=CONFIG))
     elif spoil == "older":
         os.utime(out, ns=(0, 0))
     else:
         data = out.read_bytes()
         out.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if spoil == "damaged" else b"something else")
+    then = out.read_bytes()
+    assert encode(*options, "-u") == UsageError.exit_code  # nothing is overwritten without -f
+    assert out.read_bytes() == then and "exists already" in capsys.readouterr().err
     others = 0 if spoil in ("quality", "offsets", "model") else 3
-    assert encode(*options, "-u") == 0
+    assert encode(*options, "-u", "-f") == 0
     assert capsys.readouterr().out.count("up to date\n") == others
     assert read_info(out.read_bytes()).quality == int(options[1])
+
+
+def test_sizes_and_allocations_that_are_asked_for(tree, codec, monkeypatch, capsys):
+    monkeypatch.setattr(fake_codec.FakeCodec, "strides", (64, 16, 8), raising=False)
+    assert encode("--allocation", "detail", "--quiet") == 0
+    for options, kept in ((["--allocation", "detail"], 4), (["--allocation", "hyperprior"], 0), ([], 0)):
+        encode(*options, "-u")
+        assert capsys.readouterr().out.count("up to date\n") == kept
+    size = os.path.getsize("out/a.hvci")
+    for options, kept in (
+        (["--size", str(size)], True),
+        (["--size", str(size), "--strict"], True),
+        (["--size", str(size - 1), "--strict"], False),
+        (["--size", str(2 * size)], False),
+        (["--bpp", f"{8 * size / (24 * 32):.4f}"], True),
+    ):
+        main(["encode", "in/a.png", "--output-dir", "out", "-u", *options])
+        assert capsys.readouterr().out.endswith("up to date\n") == kept
+    assert encode("--psnr", "35", "-u") == UsageError.exit_code
+
+
+def test_originals_are_not_overwritten_by_what_comes_of_them(tree, codec, capsys):
+    """An original that is older than its compressed file is not for -u to replace."""
+    assert main(["encode", "in", "-r", "--quiet"]) == 0
+    before = {name: Path("in", name).read_bytes() for name in files_below("in")}
+    assert main(["decode", "in", "-r", "-u"]) == UsageError.exit_code
+    assert "a.png exists already" in capsys.readouterr().err
+    assert all(Path("in", name).read_bytes() == data for name, data in before.items())
+
+
+@pytest.mark.parametrize("options", [["--layers", "2"], ["--crop", "0,0,1,1"], ["--partial"]])
+def test_previews_and_parts_cannot_be_told_from_whole_pictures(options, tree, codec, capsys):
+    assert main(["decode", "in", "-r", "-u", *options]) == UsageError.exit_code
+    assert "cannot tell" in capsys.readouterr().err
 
 
 def test_up_to_date_decodings(tree, codec, capsys):
@@ -130,7 +170,7 @@ def test_up_to_date_decodings(tree, codec, capsys):
     decode = ["decode", "out", "-r", "--output-dir", "back", "-u"]
     assert main([*decode, "--quiet"]) == 0
     os.utime("back/a.png", ns=(0, 0))
-    assert main(decode) == 0
+    assert main([*decode, "-f"]) == 0
     assert "4 files: 1 done, 3 up to date" in capsys.readouterr().out
 
 
@@ -183,6 +223,7 @@ def test_infinite_psnr_is_null_in_json(tree, codec):
         (["in", "-r", "--output-dir", "out", "-o", "x"], UsageError.exit_code, "not allowed with"),
         (["in", "-r", "-o", "nowhere"], UsageError.exit_code, "existing folder"),
         (["in", "-r", "--summary", "table.txt"], UsageError.exit_code, ".csv or .json"),
+        (["in", "-r", "--summary", "nowhere/table.csv"], OutputError.exit_code, "no such folder"),
         (["empty", "-r"], InputError.exit_code, "no such files"),
         (["in", "-r", "--output-dir", "in/notes.txt"], 9, "cannot make the folder"),
         (["in", "in", "-r", "--output-dir", "out"], UsageError.exit_code, "would both be written"),
@@ -202,14 +243,14 @@ def test_a_symbolic_link_to_a_folder_above_is_not_followed(tree, codec):
 
 
 def test_inputs_in_a_folder_that_vanish_are_told(tree, codec, monkeypatch, capsys):
-    real = jobs.plan
+    real = jobs.jobs_for
 
     def plan_and_remove(*arguments):
         planned = real(*arguments)
         os.remove("in/a.png")
         return planned
 
-    monkeypatch.setattr("hvcompress.cli.plan", plan_and_remove)
+    monkeypatch.setattr("hvcompress.cli.jobs_for", plan_and_remove)
     assert encode() == InputError.exit_code
     assert "3 done, 1 failed" in capsys.readouterr().out
 

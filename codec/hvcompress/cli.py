@@ -28,7 +28,7 @@ from .batch import cores
 from .console import complain, debugging, exit_codes, flush_standard_output, say, shown, stopped_in_good_order
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
-from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, plan, read_compressed, same_file, write
+from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, jobs_for, read_compressed, same_file, write
 from .memory import use_memory_again
 from .quality import LEVELS, beta_of, offset_of, quality_of
 from .reporting import Report, code_each, for_each
@@ -349,7 +349,8 @@ class Task:
     """What `encode` or `decode` was asked for: the same work for many files, wherever it is done (`cluster.py`)."""
 
     jobs: list[Job]
-    work: Callable[..., Outcome]  # (job) or (job, progress); can be pickled
+    work: Callable[..., Outcome]  # (options, job) or (options, job, progress)
+    options: Encoding | Decoding
     report: Report
     fatal: tuple[type[Exception], ...]  # after which other files need not be tried
 
@@ -358,7 +359,9 @@ def encoding_of(args: argparse.Namespace) -> Task:
     """Raises HvcompressError."""
     check_summary(args.summary)
     rate = rate_of(args.quality, args.bpp, args.size, args.psnr, args.lmbda, args.strict)
-    jobs = plan(_inputs(args, IMAGE_SUFFIXES), ".hvci")
+    if args.update and args.psnr is not None:
+        raise UsageError("-u cannot tell from a file whether it has the PSNR; -q, --size and --bpp can be told")
+    jobs = jobs_for(_inputs(args, IMAGE_SUFFIXES), ".hvci")
     options = Encoding(
         rate=rate,
         offsets=args.beta,
@@ -380,18 +383,23 @@ def encoding_of(args: argparse.Namespace) -> Task:
         ]
 
     report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
-    return Task(jobs, partial(encode_file, options), report, (ModelError, DeviceError))
+    return Task(jobs, encode_file, options, report, (ModelError, DeviceError))
 
 
 def decoding_of(args: argparse.Namespace) -> Task:
     """Raises HvcompressError."""
+    from .deep import check_deep_suffix
     from .image_io import check_suffix
 
     check_summary(args.summary)
     suffix = "." + args.format.lower().lstrip(".") if args.format else None
     if suffix is not None:
         check_suffix(suffix)
-    jobs = plan(_inputs(args, (".hvci",)), suffix or ".png")
+        if args.bit_depth == 16:
+            check_deep_suffix(suffix)
+    if args.update and (args.layers, args.crop, args.partial) != (None, None, False):
+        raise UsageError("-u cannot tell a preview or a part from a whole picture")
+    jobs = jobs_for(_inputs(args, (".hvci",)), suffix or ".png")
     options = Decoding(
         suffix=suffix,
         layers=args.layers,
@@ -406,14 +414,14 @@ def decoding_of(args: argparse.Namespace) -> Task:
         return [*sizes, f"{outcome.seconds:6.2f} s"]
 
     report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
-    return Task(jobs, partial(decode_file, options), report, (DeviceError,))
+    return Task(jobs, decode_file, options, report, (DeviceError,))
 
 
 def code_command(args: argparse.Namespace) -> int:
     """`encode` and `decode`."""
     task = args.task_of(args)
     use_memory_again()
-    return code_each(task.jobs, task.work, args.jobs, task.report, task.fatal)
+    return code_each(task.jobs, partial(task.work, task.options), args.jobs, task.report, task.fatal)
 
 
 def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:
@@ -446,7 +454,7 @@ def rates_command(args: argparse.Namespace) -> int:
     if args.maps is not None:
         if args.maps == STANDARD or not os.path.isdir(args.maps):
             raise UsageError(f"--maps must name an existing folder, which {args.maps!r} is not")
-        jobs = plan(Inputs(args.input, args.maps), _SUM_MAP)  # two inputs that share one map share them all
+        jobs = jobs_for(Inputs(args.input, args.maps), _SUM_MAP)  # two inputs that share one map share them all
 
     def work(job: Job) -> None:
         source = _read_compressed_or_picture(job.source)
@@ -549,7 +557,7 @@ def describe_rates(name: str, rates: list[LayerRate], info: FileInfo, model: str
 
 
 def inspect_command(args: argparse.Namespace) -> int:
-    jobs = plan(Inputs([args.input], args.output), ".html")
+    jobs = jobs_for(Inputs([args.input], args.output), ".html")
 
     def work(job: Job, progress: Progress) -> Outcome:
         from .image_io import read_picture

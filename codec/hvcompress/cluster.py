@@ -2,10 +2,9 @@
 
     python -m hvcompress.cluster [--address HOST:PORT] [--workers N] [--cpus N] encode DIR -r --output-dir OUT -q 40 -u
 
-The rest of the line is a command line of hvcompress, and means what it means there. Every machine reads and writes the
-files by the same names, so they lie on storage that all of them share. Without an address a cluster of this machine
-alone is started for the time of the work.
-Raises what the command line raises; exit codes are its as well.
+The rest of the line is a command line of hvcompress, and means what it means there; -j is of no use here. Every
+machine reads and writes the files by the same names, so they lie on storage that all of them share. Without an address
+a cluster of this machine alone is started for the time of the work. Exit codes are those of the command line.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from .cli import Task, make_parser
+from .cli import Task, encoding_of, make_parser
 from .console import complain, stopped_in_good_order
 from .errors import HvcompressError, UsageError
 from .jobs import STANDARD, Job
@@ -27,7 +26,8 @@ from .model import find_model
 from .reporting import tell_each
 from .work import FAILED, Outcome
 
-FILES_AT_A_TIME = 8  # handed to a worker; more would be lost with a machine, less would leave workers waiting
+FILES_AT_A_TIME = 8  # handed to a worker; more would be lost with it, less would leave workers waiting
+RETRIES = 2  # of what was lost with a worker: a picture that is too large for the memory would kill it every time
 
 
 class ElsewhereError(HvcompressError):
@@ -41,55 +41,89 @@ class ElsewhereError(HvcompressError):
 class Worker:
     """A process of the cluster. Its model is loaded by the first file and stays."""
 
-    def __init__(self, work: Callable[[Job], Outcome], threads: int):
+    def __init__(self, work: Callable[..., Outcome], options: object, threads: int):
+        """work: (options, job) -> Outcome."""
         import torch
 
         torch.set_num_threads(threads)
         use_memory_again()
-        self._work = work
+        self._work, self._options = work, options
 
     def __call__(self, row: dict) -> dict:
         """A job as JSON -> its outcome as JSON: columns of tables have one type each, fields that may be None not."""
         job = Job(**json.loads(row["job"]))
+        # An output that was not there when the work began is that of a worker which was lost after it had written it.
+        options = replace(self._options, force=self._options.force or row["fresh"])
         try:
-            outcome = self._work(job)
+            outcome = self._work(options, job)
         except Exception as error:
             outcome = Outcome(job.source, job.output, FAILED, error=str(error), exit_code=complain(error, job.name))
         return {"number": row["number"], "outcome": json.dumps(asdict(outcome))}
 
 
-def outcomes(task: Task, workers: int | None, cpus: int, gpus: float) -> Iterator[tuple[Job, Future]]:
+def outcomes(task: Task, workers: int | None, cpus: int, device: str) -> Iterator[tuple[Job, Future]]:
     """Each job with what came of it, as soon as it is known. Ray is running.
 
-    workers: processes, None: as many as the cluster has room for; cpus, gpus: of each.
+    workers: processes; None: as many as the cluster has room for. cpus: of each. device: cpu, or cuda for a GPU each.
     """
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    room = ray.cluster_resources().get("CPU", 1) // cpus
-    if gpus:
-        room = min(room, ray.cluster_resources().get("GPU", 0) // gpus)
+    context.max_errored_blocks = -1  # what is lost for good is told below, file by file
+    gpus = 1 if device == "cuda" else 0
+    room = _room(cpus, gpus)
     if room < 1:
-        raise UsageError(
-            f"no machine of the cluster has {cpus} CPUs{f' and {gpus:g} GPUs' if gpus else ''} for a worker"
-        )
-    workers = min(int(room), len(task.jobs)) if workers is None else workers
-    rows = [{"number": number, "job": json.dumps(asdict(job))} for number, job in enumerate(task.jobs)]
+        raise UsageError(f"no machine of the cluster has {cpus} CPUs{' and a GPU' if gpus else ''} for a worker")
+    workers = min(room, len(task.jobs)) if workers is None else workers
+    options = _for_all_machines(task.options, device)
+    rows = []
+    for number, job in enumerate(task.jobs):  # the machines have other current folders
+        there = replace(job, source=os.path.abspath(job.source), output=os.path.abspath(job.output))
+        fresh = not os.path.lexists(there.output)
+        rows.append({"number": number, "job": json.dumps(asdict(there)), "fresh": fresh})
     coded = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // FILES_AT_A_TIME)).map(
         Worker,
-        fn_constructor_args=(task.work, cpus),
+        fn_constructor_args=(task.work, options, cpus),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         num_cpus=cpus,
         num_gpus=gpus or None,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
+    lost = dict(enumerate(task.jobs))
     for row in coded.iter_rows():
-        outcome, done = Outcome(**json.loads(row["outcome"])), Future()
-        if outcome.status == FAILED:
-            done.set_exception(ElsewhereError(outcome))
-        else:
-            done.set_result(outcome)
-        yield task.jobs[row["number"]], done
+        yield _told(lost.pop(row["number"]), Outcome(**json.loads(row["outcome"])))
+    for job in lost.values():
+        error = "its worker was lost, perhaps for want of memory; -u does what is left"
+        yield _told(job, Outcome(job.source, job.output, FAILED, error=error, exit_code=HvcompressError.exit_code))
+
+
+def _told(job: Job, outcome: Outcome) -> tuple[Job, Future]:
+    done: Future = Future()
+    if outcome.status == FAILED:
+        done.set_exception(ElsewhereError(outcome))
+    else:
+        done.set_result(replace(outcome, file=job.source, output=job.output))
+    return job, done
+
+
+def _room(cpus: int, gpus: int) -> int:
+    """How many workers there is room for: each on one machine."""
+    import ray
+
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            room += int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else float("inf")))
+    return room
+
+
+def _for_all_machines(options: object, device: str) -> object:
+    """The options with a model folder by its whole path."""
+    model = options.model
+    return replace(options, device=device, model=os.path.abspath(model) if model and os.path.isdir(model) else model)
 
 
 def run(arguments: list[str], address: str | None, workers: int | None, cpus: int) -> int:
@@ -99,8 +133,10 @@ def run(arguments: list[str], address: str | None, workers: int | None, cpus: in
         raise UsageError("only encode and decode run on a cluster")
     if any(name == STANDARD for name in (*args.input, args.output)):
         raise UsageError("standard input and output are of no use on a cluster")
+    if args.device not in ("auto", "cpu", "cuda"):
+        raise UsageError("on a cluster --device is cpu or cuda; which GPU a worker gets is Ray's choice")
     task = args.task_of(args)
-    if args.task_of.__name__ == "encoding_of":
+    if args.task_of is encoding_of:
         find_model(args.model)  # that there is none should be told once, not for every file
     try:
         import ray
@@ -108,25 +144,32 @@ def run(arguments: list[str], address: str | None, workers: int | None, cpus: in
     except ImportError as error:
         raise UsageError("this needs Ray Data: pip install 'hvcompress[ray]'") from error
     try:
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except ConnectionError as error:
         raise UsageError(f"no Ray cluster answers at {address}") from error
     try:
-        gpus = 1.0 if args.device.startswith("cuda") else 0.0
-        return tell_each(task.jobs, outcomes(task, workers, cpus, gpus), task.report, ())
+        device = args.device
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+        return tell_each(task.jobs, outcomes(task, workers, cpus, device), task.report, ())
     finally:
         ray.shutdown()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hvcompress.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--address", default=os.environ.get("RAY_ADDRESS"), help="of a Ray cluster (default: this machine)"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there is room for)")
-    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="cores for each of them (default: 1)")
+    address = os.environ.get("RAY_ADDRESS")
+    parser.add_argument("--address", default=address, help="of a Ray cluster (default: one of this machine alone)")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: as there is room for)")
+    parser.add_argument("--cpus", type=_positive, default=1, metavar="N", help="cores for each of them (default: 1)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="of hvcompress: encode or decode, with its options")
     arguments = parser.parse_args(argv)
     try:

@@ -30,7 +30,8 @@ from .metadata import pack_metadata, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
-from .pixels import Features, Painter, padded, to_tensor
+from .pixels import Features, Painter, to_tensor
+from .plan import padded
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
@@ -282,7 +283,7 @@ class Codec:
 
         def choose(prior: Prior) -> Tensor:
             tick()
-            last.forget_above(prior.top)  # no pixels are made of it
+            last.forget_above(last.known)  # no pixels are made of it
             layer, stride = prior.layer, self.strides[prior.layer]
             first, height = prior.top - prior.above, prior.feature.shape[2]
             encoded = features.take(stride, first, first + height)
@@ -355,7 +356,7 @@ class Codec:
         parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
         left, top, width, height = _checked_crop(crop, header.width, header.height)
-        plan.check_memory(header.width, height, memory_limit)
+        plan.check_memory(header.width, header.height, memory_limit, rows=height, bits=bits)
         columns, rows = slice(left, left + width), (top, top + height)
         last = Rows(padded(header.height) // self.strides[-1], packed=True)
         level = torch.tensor([header.quality], device=self.device)
@@ -448,7 +449,7 @@ class Codec:
         def choose(prior: Prior) -> Tensor:
             tick()
             if grown is None:
-                last.forget_above(prior.top)  # nobody asks for it
+                last.forget_above(last.known)  # nobody asks for it
             else:
                 grown()
             if prior.layer >= count:

@@ -20,19 +20,25 @@ from .errors import UsageError
 from .image_io import Picture
 
 
-def _declared_operators() -> torch.library.Library:
-    """CompressAI imports torchvision, and a torchvision built for another torch fails as it registers the shapes of
-    operators that it could not load. That they exist is all that is asked, and nothing here calls them: so where they
-    are missing they are declared first. The declarations last as long as the object that is returned.
+def _torchvision_anyway() -> torch.library.Library | None:
+    """CompressAI imports torchvision, and one built for another torch fails as it registers the shapes of operators
+    that it could not load. That they exist is all that is asked, and nothing here calls them: so then they are
+    declared. The declarations last as long as the object that is returned.
     """
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return None  # CompressAI will say so
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
 
 
-_operators = _declared_operators()
+_operators = _torchvision_anyway()
 
 from compressai.models import CompressionModel  # noqa: E402
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from .errors import UsageError
 from .image_io import Picture
 
 SUFFIXES = (".png", ".ppm")
-_BAND = 1 << 20  # samples that are made ready at a time
+_BAND = 1 << 18  # pixels that are made ready at a time
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # planes -> PNG's code
 
 
@@ -36,15 +37,18 @@ def deep_bytes(picture: Picture, suffix: str) -> bytes:
         raise UsageError(".ppm does not store transparency; .png does")
     height, width = picture.pixels.shape[:2]
     head = b"P%d\n%d %d\n65535\n" % (5 if picture.gray else 6, width, height)
-    return head + _planes(picture, 0, height).tobytes()
+    return b"".join((head, *(rows.tobytes() for rows in _bands(picture))))
 
 
-def _planes(picture: Picture, top: int, bottom: int) -> np.ndarray:
-    """(bottom - top, W, n) big-endian uint16 of those rows."""
-    planes = [picture.pixels[top:bottom, :, : 1 if picture.gray else 3]]
-    if picture.alpha is not None:
-        planes.append(picture.alpha[top:bottom, :, None].astype(np.uint16) * 257)
-    return np.concatenate(planes, 2).astype(">u2")
+def _bands(picture: Picture) -> Iterator[np.ndarray]:
+    """(n, W, planes) big-endian uint16, some rows at a time: a large picture is not copied as a whole."""
+    height, width = picture.pixels.shape[:2]
+    step = max(1, _BAND // width)
+    for top in range(0, height, step):
+        planes = [picture.pixels[top : top + step, :, : 1 if picture.gray else 3]]
+        if picture.alpha is not None:
+            planes.append(picture.alpha[top : top + step, :, None].astype(np.uint16) * 257)
+        yield np.concatenate(planes, 2).astype(">u2")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -64,9 +68,8 @@ def _png(picture: Picture) -> bytes:
     if picture.xmp is not None:
         parts.append(_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp))
     packer, above = zlib.compressobj(), np.zeros((1, 2 * planes * width), np.uint8)
-    step = max(1, _BAND // (planes * width))
-    for top in range(0, height, step):
-        rows = _planes(picture, top, min(top + step, height)).view(np.uint8).reshape(-1, 2 * planes * width)
+    for band in _bands(picture):
+        rows = band.view(np.uint8).reshape(-1, 2 * planes * width)
         filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
         np.subtract(rows, np.concatenate((above, rows[:-1])), out=filtered[:, 1:])
         above = rows[-1:]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .console import read_standard_input, write_standard_output
 from .container import MAGIC
 from .errors import InputError, OutputError, UsageError
-from .files import read_file, write_atomically
+from .files import read_file, reason, write_atomically
 
 STANDARD = "-"  # as an input standard input, as an output standard output
 # What is taken for an image in a folder; one that is named is read whatever its name.
@@ -49,12 +49,12 @@ class Inputs:
     suffixes: Collection[str] = IMAGE_SUFFIXES
 
 
-def plan(inputs: Inputs, suffix: str) -> list[Job]:
+def jobs_for(inputs: Inputs, suffix: str) -> list[Job]:
     """Name every output, which ends in `suffix`.
 
     Of files in a folder whose outputs would have one name, as of a.png and a.jpg, each keeps its whole name: a.png.hvci
     and a.jpg.hvci. Raises UsageError where two inputs would still become the same file, InputError for a folder
-    without images.
+    without images or one that cannot be read.
     """
     output, folder = inputs.output, inputs.output_folder
     if folder is None and output not in (None, STANDARD) and os.path.isdir(output):
@@ -97,8 +97,12 @@ def _files_of(inputs: Inputs) -> Iterator[tuple[str, str | None]]:
 
 def _below(root: str, inputs: Inputs) -> Iterator[str]:
     """Paths of files below a folder, sorted; hidden ones and what is in the output folder are passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: {reason(error)}") from error
+
     ours = None if inputs.output_folder is None else os.path.realpath(inputs.output_folder)
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=refuse):
         kept = [name for name in folders if not name.startswith(".")]
         folders[:] = sorted(name for name in kept if os.path.realpath(os.path.join(folder, name)) != ours)
         for name in sorted(files):
@@ -143,7 +147,7 @@ def check(job: Job, force: bool) -> None:
         try:
             os.makedirs(folder, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise OutputError(f"cannot make the folder {folder}: {error}") from error
+            raise OutputError(f"cannot make the folder {folder}: {reason(error)}") from error
     elif not os.path.isdir(folder):
         raise OutputError(f"cannot write {job.output}: there is no such folder")
 

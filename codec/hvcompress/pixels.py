@@ -11,15 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import plan
-from .network import MAX_STRIDE, PIXEL_STRIDE, Encoder, Synthesis, pixels_of
+from .network import PIXEL_STRIDE, Encoder, Synthesis, pixels_of
+from .plan import padded
 from .rows import Rows
 
 _tf32 = threading.Lock()  # cuDNN's flags are global
-
-
-def padded(size: int) -> int:
-    """A side of the picture that the network sees."""
-    return -(-size // MAX_STRIDE) * MAX_STRIDE
 
 
 def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from .container import pack_varint, unpack_varint
 from .errors import FormatError, LimitError
 from .memory import available
 
+MAX_STRIDE = 64  # of the coarsest layer; sides are extended to multiples of it
 SEGMENT = 1 << 16  # positions of a layer in a segment, about; the format's
 WHOLE = 1 << 23  # pictures of up to so many pixels are computed at once
 CHUNK = 1 << 19  # of larger ones so many pixels are computed at a time, about
@@ -20,10 +21,15 @@ KEPT = 1 << 26  # of pictures of more pixels the encoder's largest feature is ma
 
 # Memory by measurement (benchmarks/large.py), beyond what the program itself takes: for a pixel that is computed with
 # all others, and for all chunks together and a pixel of a picture in chunks.
-BYTES_WHOLE, BYTES_BANDS, BYTES_KEPT = 140, 1_850_000_000, 14
+BYTES_WHOLE, BYTES_CHUNKS, BYTES_KEPT = 140, 1_300_000_000, 9
 
 Span = tuple[int, int]  # first row, and the one after the last
 Step = tuple[int, int, int]  # a layer (0 is the coarsest), and such rows of it
+
+
+def padded(size: int) -> int:
+    """A side of the picture that the network sees."""
+    return -(-size // MAX_STRIDE) * MAX_STRIDE
 
 
 def segments(height: int, width: int) -> list[Span]:
@@ -88,10 +94,16 @@ def split(data: bytes, count: int) -> list[bytes]:
     return [*parts, data[position:]]
 
 
-def check_memory(width: int, height: int, limit: int | None = None) -> None:
-    """Raises LimitError where to code a picture would take more memory than the limit (None: than there is)."""
-    pixels = width * height
-    needed = BYTES_WHOLE * pixels if pixels <= WHOLE else BYTES_BANDS + BYTES_KEPT * pixels
+def check_memory(width: int, height: int, limit: int | None = None, *, rows: int | None = None, bits: int = 8) -> None:
+    """Raises LimitError where to code a picture would take more memory than the limit (None: than there is).
+
+    rows: so many of it alone (None: all). bits: per sample of what is decoded.
+    """
+    pixels = padded(width) * padded(height)
+    share = 1.0 if rows is None else rows / height
+    whole = chunk(padded(height), padded(width)) is None
+    needed = BYTES_WHOLE * pixels if whole else BYTES_CHUNKS + int(BYTES_KEPT * pixels * share)
+    needed += (bits // 8 - 1) * int(6 * pixels * share)
     limit = available() if limit is None else limit
     if limit is not None and needed > limit:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {limit / 2**30:.1f} are there"

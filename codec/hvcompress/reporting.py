@@ -108,21 +108,19 @@ def _tell(
         if overall is not None:
             overall(0, len(jobs))
         for number, (job, done) in enumerate(finished, 1):
+            counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] " if len(jobs) > 1 else ""
             try:
-                outcome = done.result()
-                outcomes.append(outcome)
+                outcomes.append(done.result())
                 _clear(overall)
-                counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] " if len(jobs) > 1 else ""
-                _say_outcome(outcome, job, f"{counter}{shown(job.name):{width}}", report)
-            except fatal as error:
-                _clear(overall)
-                code = complain(error)
-                return first_code or code
+                _say_outcome(outcomes[-1], job, f"{counter}{shown(job.name):{width}}", report)
             except Exception as error:
                 _clear(overall)
-                code = complain(error, job.name)
+                stops = isinstance(error, fatal)
+                code = complain(error, "" if stops else job.name)
                 first_code = first_code or code
                 outcomes.append(Outcome(job.source, job.output, FAILED, error=str(error), exit_code=code))
+                if stops:
+                    return first_code
             if overall is not None:
                 overall(number, len(jobs))
     return first_code

@@ -65,7 +65,9 @@ class Rows:
         return self._known or 0
 
     def add(self, top: int, band: Tensor) -> None:
-        """band: (B, C, n, w), rows top..top+n-1."""
+        """band: (B, C, n, w), rows top..top+n-1, those after the last one that is there."""
+        if self._known not in (None, top):
+            raise ValueError(f"row {top} was added where row {self._known} comes next")
         values = band
         if self.packed and band.shape[2] < self.height:
             units = (band * 2.0**ACTIVATION_BITS).round_()
@@ -75,7 +77,7 @@ class Rows:
         self._known = top + band.shape[2]
 
     def take(self, first: int, last: int) -> Tensor:
-        """Rows first..last-1."""
+        """Rows first..last-1. Raises ValueError where some are not there yet, or are forgotten."""
         if self._make is not None:
             self._known = first if self._known is None else self._known
             while self._known < last:
@@ -86,6 +88,8 @@ class Rows:
             if a < b:
                 piece = cut(band.values, a - band.top, b - band.top)
                 pieces.append(from_units(piece).to(band.dtype) if piece.dtype == torch.int16 else piece)
+        if sum(piece.shape[2] for piece in pieces) != last - first:
+            raise ValueError(f"rows {first}..{last - 1} are not all there")
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
     def all(self) -> Tensor:

@@ -10,15 +10,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .errors import UsageError
+from .errors import OutputError, UsageError
 from .files import write_atomically
 from .work import DONE, FAILED, UP_TO_DATE, Outcome
 
 
 def check_summary(path: str | None) -> None:
-    """Raises UsageError where no table can be written under that name."""
+    """Raises UsageError or OutputError where no table can be written under that name."""
     if path is not None and os.path.splitext(path)[1].lower() not in (".csv", ".json"):
         raise UsageError(f"--summary must name a .csv or .json file, not {path!r}")
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        raise OutputError(f"cannot write {path}: there is no such folder")
 
 
 def write_summary(path: str, outcomes: Sequence[Outcome]) -> None:

@@ -42,7 +42,7 @@ class Common:
     strip_icc: bool = False
     memory_limit: int | None = None
     force: bool = False  # overwrite
-    update: bool = False  # leave an output that is there, intact, as asked for and not older than its input
+    update: bool = False  # leave an output that is there, as asked for and not older than its input
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,9 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     from .image_io import read_picture
     from .metrics import psnr
 
-    if options.update and _is_encoded(options, job):
-        return _found(job)
-    force = options.force or options.update
-    check(job, force)
+    if options.update and (found := _found(options, job)) is not None:
+        return found
+    check(job, options.force)
     source = read_standard_input() if job.source == STANDARD else job.source
     before = _size_of(source)
     picture = _stripped(read_picture(source, memory_limit=options.memory_limit), options)
@@ -109,7 +108,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
         memory_limit=options.memory_limit,
         progress=progress,
     )
-    write(job, encoded.data, force)
+    write(job, encoded.data, options.force)
     decoded = None if encoded.picture is None else psnr(picture.pixels, encoded.picture.pixels)
     seconds = sum(encoded.seconds.values())
     return replace(_described(job, encoded.data), bytes_before=before, psnr=decoded, seconds=seconds)
@@ -122,15 +121,15 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
 
     if options.update and _is_newer(job):
         return Outcome(job.source, job.output, UP_TO_DATE)
-    force = options.force or options.update
-    check(job, force)
+    check(job, options.force)
     kind = options.suffix
     if kind is None:
         kind = ".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1])
     if options.bits == 16:
         check_deep_suffix(kind)
     data = read_compressed(job.source)
-    header = (container := (parse_prefix if options.partial else parse)(data)).header
+    container = (parse_prefix if options.partial else parse)(data)
+    header = container.header
     from .codec import codec_for
 
     codec = codec_for(data, options.device, options.model, partial=options.partial)
@@ -153,7 +152,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
         if kind != ".ppm":  # of large pictures there should be no more copies in memory than needed
             picture = to_pil(picture)
         written = image_bytes(picture, kind)
-    write(job, written, force)
+    write(job, written, options.force)
     there, meant = len(container.streams), len(header.offsets)
     note = None if there == meant else f"truncated, {min(options.layers or there, there)} of {meant} layers decoded"
     return Outcome(
@@ -189,30 +188,38 @@ def _described(job: Job, data: bytes) -> Outcome:
     )
 
 
-def _found(job: Job) -> Outcome:
-    """An output that was there already."""
-    return replace(_described(job, read_compressed(job.output)), status=UP_TO_DATE, bytes_before=_size_of(job.source))
-
-
-def _is_encoded(options: Encoding, job: Job) -> bool:
-    """Whether the output is what encoding would make; of a target and of a named allocation that is not looked at."""
+def _found(options: Encoding, job: Job) -> Outcome | None:
+    """An output that is there already and what encoding would make: None where there is none."""
+    if not _is_newer(job):
+        return None
     from .model import find_model
 
-    if not _is_newer(job):
-        return False
+    model = find_model(options.model)
     with contextlib.suppress(HvcompressError):
-        header = parse(read_compressed(job.output)).header
-        if isinstance(options.rate, Target):
-            same = True
-        else:
-            offsets = options.offsets or (0,) * len(header.offsets)
-            same = header.quality == options.rate and (options.allocation is not None or header.offsets == offsets)
-        return same and find_model(options.model).fingerprint.startswith(header.fingerprint.hex())
-    return False
+        data = read_compressed(job.output)
+        header = parse(data).header
+        if not model.fingerprint.startswith(header.fingerprint.hex()):
+            return None
+        strides = [latent["stride"] for latent in model.config["network"]["latents"]]
+        named = options.allocation is not None
+        offsets = allocation_offsets(options.allocation, strides) if named else options.offsets
+        if header.offsets != (offsets or (0,) * len(strides)) and not isinstance(options.rate, Target):
+            return None
+        if header.quality != options.rate if not isinstance(options.rate, Target) else not _is_near(options.rate, data):
+            return None
+        return replace(_described(job, data), status=UP_TO_DATE, bytes_before=_size_of(job.source))
+    return None
+
+
+def _is_near(target: Target, data: bytes) -> bool:
+    """Whether a file is about of the size or rate that is asked for. Of tiny pictures no file may come very near."""
+    info = read_info(data)
+    wanted = target.size if target.size is not None else target.bpp * info.width * info.height / 8
+    return 0.95 * wanted - 16 <= len(data) <= (wanted if target.strict else 1.05 * wanted + 16)
 
 
 def _is_newer(job: Job) -> bool:
-    """Whether there is an output, no older than its input. What is written has its name only once it is complete."""
+    """Whether there is an output, no older than its input. It is whole: it had no name before that."""
     try:
         return os.stat(job.output).st_mtime_ns >= os.stat(job.source).st_mtime_ns
     except (OSError, ValueError):

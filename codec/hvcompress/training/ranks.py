@@ -1,8 +1,8 @@
 """Several processes that train one model together, each on batches of its own, on one machine or many (`torchrun`).
 
 Every process holds the same weights and does the same steps with them: what differs are the batches, and gradients are
-averaged over all processes before a step. So n processes train as one would with a batch n times as large. The
-photographs are shared out between the processes.
+averaged over all processes before a step. So n processes train as one would with a batch n times as large, but for how
+batches are drawn: the photographs are shared out between the processes, and each batch covers the qualities by itself.
 """
 
 from __future__ import annotations

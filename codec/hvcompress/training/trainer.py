@@ -370,12 +370,16 @@ def train(
         raise InputError(f"no images for training in {folder}")
     batch, patch = (recipe.batch, recipe.patch) if anneal is None else (recipe.anneal_batch, recipe.anneal_patch)
     with joined(device) as (ranks, device):
+        if len(training) < ranks.count:
+            raise InputError(f"{len(training)} images for training are too few for {ranks.count} processes")
         crops = data.Crops(training[ranks.rank :: ranks.count], patch, recipe.downscale, recipe.seed)
         run, where = prepare(recipe, crops, out, device, anneal)
-        ranks.share([*run.model.parameters(), *run.average.parameters()])  # and no process is behind
         kept = where / "recipe.toml"
         if kept.exists() and read_recipe(kept) != recipe:
             raise UsageError(f"{recipe_path} differs from {kept}, with which this run was started")
+        if ranks.sum(run.step, device) != ranks.count * run.step:
+            raise InputError(f"{where}: not all processes see the same checkpoint; it must lie on shared storage")
+        ranks.share([*run.model.parameters(), *run.average.parameters()])  # from here on no process is behind
         if ranks.leads:
             shutil.copyfile(recipe_path, kept)
         end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
