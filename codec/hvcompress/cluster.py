@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 
 from .cli import Task, encoding_of, make_parser
-from .console import complain, stopped_in_good_order
+from .console import complain, debugging, stopped_in_good_order
 from .errors import HvcompressError, UsageError
 from .jobs import STANDARD, Job
 from .memory import use_memory_again
@@ -68,6 +70,8 @@ def outcomes(task: Task, workers: int | None, cpus: int, device: str) -> Iterato
     """
     import ray
 
+    if not debugging():
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # what is lost for good is told below, file by file
@@ -82,15 +86,17 @@ def outcomes(task: Task, workers: int | None, cpus: int, device: str) -> Iterato
         there = replace(job, source=os.path.abspath(job.source), output=os.path.abspath(job.output))
         fresh = not os.path.lexists(there.output)
         rows.append({"number": number, "job": json.dumps(asdict(there)), "fresh": fresh})
-    coded = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // FILES_AT_A_TIME)).map(
-        Worker,
-        fn_constructor_args=(task.work, options, cpus),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray is renaming these options
+        coded = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // FILES_AT_A_TIME)).map(
+            Worker,
+            fn_constructor_args=(task.work, options, cpus),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
     lost = dict(enumerate(task.jobs))
     for row in coded.iter_rows():
         yield _told(lost.pop(row["number"]), Outcome(**json.loads(row["outcome"])))
@@ -144,7 +150,12 @@ def run(arguments: list[str], address: str | None, workers: int | None, cpus: in
     except ImportError as error:
         raise UsageError("this needs Ray Data: pip install 'hvcompress[ray]'") from error
     try:
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
     except ConnectionError as error:
         raise UsageError(f"no Ray cluster answers at {address}") from error
     try:
@@ -172,6 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cpus", type=_positive, default=1, metavar="N", help="cores for each of them (default: 1)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="of hvcompress: encode or decode, with its options")
     arguments = parser.parse_args(argv)
+    if not debugging():  # what Ray tells of itself is of no concern to a user
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         with stopped_in_good_order():
             return run(arguments.command, arguments.address, arguments.workers, arguments.cpus)
