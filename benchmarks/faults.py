@@ -233,7 +233,10 @@ class Bench:
             if row.code != 0 or not row.good():
                 raise SystemExit(f"faults.py: the command fails without any fault: {row}")
             log.seek(0)
-            return log.read().split()
+            calls = log.read().split()
+            if not calls:
+                raise SystemExit("faults.py: the command writes its file in another way than by files.write_atomically")
+            return calls
 
     def steps(self, signals: tuple[str, ...] = SIGNALS) -> Iterator[Row]:
         """Each signal before and after each system call of the write."""

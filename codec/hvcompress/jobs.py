@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from . import files
 from .console import read_standard_input, write_standard_output
 from .container import MAGIC
 from .errors import InputError, OutputError, UsageError
-from .files import read_file, reason, write_atomically
 
 STANDARD = "-"  # as an input standard input, as an output standard output
 # What is taken for an image in a folder; one that is named is read whatever its name.
@@ -89,23 +89,23 @@ def _files_of(inputs: Inputs) -> Iterator[tuple[str, str | None]]:
         if not inputs.recursive or source == STANDARD or not os.path.isdir(source):
             yield source, None
             continue
-        files = list(_below(source, inputs))
-        if not files:
+        paths = list(_below(source, inputs))
+        if not paths:
             raise InputError(f"{source}: there are no such files in this folder: {' '.join(sorted(inputs.suffixes))}")
-        yield from ((os.path.join(source, below), below) for below in files)
+        yield from ((os.path.join(source, below), below) for below in paths)
 
 
 def _below(root: str, inputs: Inputs) -> Iterator[str]:
     """Paths of files below a folder, sorted; hidden ones and what is in the output folder are passed over."""
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {reason(error)}") from error
+        raise InputError(f"{error.filename}: {files.reason(error)}") from error
 
     ours = None if inputs.output_folder is None else os.path.realpath(inputs.output_folder)
-    for folder, folders, files in os.walk(root, onerror=refuse):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         kept = [name for name in folders if not name.startswith(".")]
         folders[:] = sorted(name for name in kept if os.path.realpath(os.path.join(folder, name)) != ours)
-        for name in sorted(files):
+        for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in inputs.suffixes:
                 yield os.path.relpath(os.path.join(folder, name), root)
 
@@ -147,18 +147,18 @@ def check(job: Job, force: bool) -> None:
         try:
             os.makedirs(folder, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise OutputError(f"cannot make the folder {folder}: {reason(error)}") from error
+            raise OutputError(f"cannot make the folder {folder}: {files.reason(error)}") from error
     elif not os.path.isdir(folder):
         raise OutputError(f"cannot write {job.output}: there is no such folder")
 
 
 def read_compressed(source: str) -> bytes:
     """The bytes of an .hvci file, or only the first few where it is none, however large it may be."""
-    return read_standard_input() if source == STANDARD else read_file(source, MAGIC)
+    return read_standard_input() if source == STANDARD else files.read_file(source, MAGIC)
 
 
 def write(job: Job, data: bytes, force: bool) -> None:
     if job.output == STANDARD:
         write_standard_output(data)
     else:
-        write_atomically(job.output, data, overwrite=force)
+        files.write_atomically(job.output, data, overwrite=force)
