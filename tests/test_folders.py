@@ -8,13 +8,14 @@ import json
 import os
 import pty
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import fake_codec
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from test_cli import save_photo
 
 from hvcompress import console, jobs, model, reporting
@@ -22,7 +23,9 @@ from hvcompress.cli import main
 from hvcompress.container import read_info
 from hvcompress.errors import InputError, OutputError, UsageError
 from hvcompress.jobs import Inputs, jobs_for
+from hvcompress.work import Outcome
 
+SRGB = ImageCms.createProfile("sRGB")
 CONFIG = {"network": {"latents": [{"stride": stride} for stride in (64, 16, 8)]}}
 
 
@@ -131,6 +134,21 @@ def test_an_output_that_is_not_as_asked_for_is_made_anew(spoil, tree, codec, mon
     assert read_info(out.read_bytes()).quality == int(options[1])
 
 
+def test_what_should_be_stripped_is_not_up_to_date(tree, codec, capsys):
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    Image.new("RGB", (8, 8)).save("e.png", exif=exif, icc_profile=ImageCms.ImageCmsProfile(SRGB).tobytes())
+    assert main(["encode", "e.png", "--quiet"]) == 0
+    info = read_info(Path("e.hvci").read_bytes())
+    assert info.exif and info.icc
+    for option in ("--strip", "--strip-icc"):
+        assert main(["encode", "e.png", "-u", option]) == UsageError.exit_code
+        assert "not as asked for" in capsys.readouterr().err
+        assert main(["encode", "e.png", "-u", "-f", option, "--quiet"]) == 0
+    assert main(["encode", "e.png", "-u", "--strip-icc"]) == 0
+    assert capsys.readouterr().out.endswith("up to date\n")
+
+
 def test_sizes_and_allocations_that_are_asked_for(tree, codec, monkeypatch, capsys):
     monkeypatch.setattr(fake_codec.FakeCodec, "strides", (64, 16, 8), raising=False)
     assert encode("--allocation", "detail", "--quiet") == 0
@@ -208,6 +226,32 @@ def test_the_table_is_written_after_an_interrupt_too(tree, codec, monkeypatch):
     monkeypatch.setattr(reporting, "_say_outcome", interrupted)
     assert encode("--summary", "table.json") == console.INTERRUPTED
     assert len(json.loads(Path("table.json").read_text())) == 2
+
+
+def test_work_whose_turn_has_not_come_is_in_the_table_too(tree, codec, monkeypatch):
+    """The first file takes longer than the second, and the interrupt comes when the second is done."""
+    second = threading.Event()
+
+    def work(options, job, progress):
+        if job.source.endswith("a.png"):
+            assert second.wait(30)
+            raise KeyboardInterrupt  # as the main thread would raise while it waits for this one
+        second.set()
+        return Outcome(job.source, job.output, width=1, height=1, bytes_before=1, bytes_after=1)
+
+    monkeypatch.setattr("hvcompress.cli.encode_file", work)
+    monkeypatch.setattr(reporting, "_say_outcome", lambda *arguments: None)
+    assert encode("-j", "2", "--summary", "table.json") == console.INTERRUPTED
+    done = [row["file"] for row in json.loads(Path("table.json").read_text())]
+    assert os.path.join("in", "sub", "b.JPG") in done
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_in_is_refused_before_the_work(tree, codec, capsys):
+    codec.load_model = lambda *a: pytest.fail("the model is not needed for that")
+    os.mkdir("out", 0o500)
+    assert main(["encode", "in/a.png", "-o", "out/a.hvci"]) == OutputError.exit_code
+    assert "permission denied" in capsys.readouterr().err
 
 
 def test_infinite_psnr_is_null_in_json(tree, codec):

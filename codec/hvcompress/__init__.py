@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .container import FileInfo, read_info
+from .container import FileInfo, file_bytes, read_info
 from .errors import (
     DeviceError,
     FormatError,
@@ -151,7 +151,7 @@ def decode(
     from .codec import codec_for
     from .image_io import to_pil
 
-    data = bytes(data)
+    data = file_bytes(data)
     return to_pil(codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial))
 
 
@@ -174,7 +174,7 @@ def decode_array(
 
     from .codec import codec_for
 
-    data = bytes(data)
+    data = file_bytes(data)
     picture = codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial, bits=bits)
     planes = picture.pixels[..., :1] if picture.gray else picture.pixels
     if picture.alpha is not None:
@@ -243,7 +243,7 @@ def latents(
     """
     from .codec import codec_for
 
-    data = bytes(data)
+    data = file_bytes(data)
     return codec_for(data, device, model).latents(data, layers)
 
 

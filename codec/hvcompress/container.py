@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from .errors import FormatError, LimitError, UnsupportedError
+from .errors import FormatError, LimitError, UnsupportedError, UsageError
 from .quality import LEVELS, MAX_OFFSET
 
 MAGIC = b"\x8fHV"  # the first byte is not ASCII, so no text file starts like this
@@ -267,8 +267,16 @@ def _parse_chunks(reader: _Reader) -> dict[bytes, bytes]:
     return chunks
 
 
+def file_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Raises UsageError for anything but bytes: bytes(Path(...)) would be those of the path."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise UsageError(f"expected the bytes of an .hvci file, not {type(data).__name__}; read the file first")
+    return bytes(data)
+
+
 def read_info(data: bytes) -> FileInfo:
     """What a file says of itself, after all checks of `parse`. Needs no model."""
+    data = file_bytes(data)
     container = parse(data)
     header = container.header
     return FileInfo(

@@ -40,6 +40,15 @@ def reason(error: BaseException) -> str:
     return text[:1].lower() + text[1:]
 
 
+def why_not_writable(folder: str) -> str | None:
+    """What keeps this process from making files in a folder, as the rest of a line; None where nothing does."""
+    if os.access(folder, os.W_OK):
+        return None
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+    code = errno.EROFS if read_only else errno.EACCES
+    return reason(OSError(code, os.strerror(code)))
+
+
 def write_atomically(path: str | os.PathLike, data: bytes, *, overwrite: bool) -> None:
     """Write a file so that at any moment there is the old one (or none) or the complete new one under its name.
 

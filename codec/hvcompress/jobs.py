@@ -130,8 +130,11 @@ def same_file(a: str, b: str) -> bool:
         return False
 
 
-def check(job: Job, force: bool) -> None:
-    """Refuse before the work what would be refused after it. force: an output may be overwritten."""
+def check(job: Job, force: bool, update: bool = False) -> None:
+    """Refuse before the work what would be refused after it.
+
+    force: an output may be overwritten. update: one that is as it should be would not have come here.
+    """
     if job.source != STANDARD and os.path.isdir(job.source):
         raise InputError(f"{job.source}: is a directory; -r takes the files in it")
     if job.output == STANDARD:
@@ -141,7 +144,8 @@ def check(job: Job, force: bool) -> None:
     if same_file(job.source, job.output):
         raise UsageError("the output would overwrite the input; choose another with -o")
     if os.path.isfile(job.output) and not force:
-        raise UsageError(f"{job.output} exists already; -f overwrites it")
+        why = ", older than its input or not as asked for" if update else ""
+        raise UsageError(f"{job.output} exists already{why}; -f overwrites it")
     folder = os.path.dirname(job.output) or "."
     if job.makes_folder:
         try:
@@ -150,6 +154,9 @@ def check(job: Job, force: bool) -> None:
             raise OutputError(f"cannot make the folder {folder}: {files.reason(error)}") from error
     elif not os.path.isdir(folder):
         raise OutputError(f"cannot write {job.output}: there is no such folder")
+    refusal = files.why_not_writable(folder)
+    if refusal is not None and (os.path.isfile(job.output) or not os.path.lexists(job.output)):
+        raise OutputError(f"cannot write {job.output}: {refusal}")
 
 
 def read_compressed(source: str) -> bytes:

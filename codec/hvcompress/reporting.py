@@ -59,12 +59,21 @@ def code_each(
     stopped = threading.Event()
     at_a_time = min(at_a_time, len(jobs))
 
+    made: dict[Job, Outcome] = {}  # also by work whose turn to be told has not come
+    outcomes: list[Outcome] = []
+
     def watched(job: Job) -> Outcome:
         with progress_line(shown(job.name), quiet=report.quiet or at_a_time > 1) as progress:
-            return work(job, until(stopped, progress))
+            made[job] = work(job, until(stopped, progress))
+            return made[job]
 
-    with contextlib.closing(in_order(watched, jobs, at_a_time, stopped)) as finished:
-        return tell_each(jobs, zip(jobs, finished, strict=True), report, fatal)
+    try:
+        with contextlib.closing(in_order(watched, jobs, at_a_time, stopped)) as finished:
+            return _tell(jobs, zip(jobs, finished, strict=True), report, fatal, outcomes)
+    finally:  # after an interrupt as well
+        told = {(outcome.file, outcome.output) for outcome in outcomes}
+        untold = [outcome for outcome in made.values() if (outcome.file, outcome.output) not in told]
+        _sum_up(outcomes + untold, report)
 
 
 def tell_each(jobs: Sequence[Job], finished: Iterator[tuple[Job, Future]], report: Report, fatal: Errors) -> int:
@@ -75,11 +84,15 @@ def tell_each(jobs: Sequence[Job], finished: Iterator[tuple[Job, Future]], repor
     outcomes: list[Outcome] = []
     try:
         return _tell(jobs, finished, report, fatal, outcomes)
-    finally:  # after an interrupt as well
-        if report.overall and not report.quiet:
-            say(totals(outcomes), report.stream)
-        if report.summary is not None:
-            write_summary(report.summary, outcomes)
+    finally:
+        _sum_up(outcomes, report)
+
+
+def _sum_up(outcomes: Sequence[Outcome], report: Report) -> None:
+    if report.overall and not report.quiet:
+        say(totals(outcomes), report.stream)
+    if report.summary is not None:
+        write_summary(report.summary, outcomes)
 
 
 def until(stopped: threading.Event, progress: Progress | None) -> Progress:

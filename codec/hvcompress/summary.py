@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from .errors import OutputError, UsageError
-from .files import write_atomically
+from .files import why_not_writable, write_atomically
 from .work import DONE, FAILED, UP_TO_DATE, Outcome
 
 
@@ -21,11 +21,13 @@ def check_summary(path: str | None) -> None:
         raise UsageError(f"--summary must name a .csv or .json file, not {path!r}")
     if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
         raise OutputError(f"cannot write {path}: there is no such folder")
+    if path is not None and (refusal := why_not_writable(os.path.dirname(path) or ".")) is not None:
+        raise OutputError(f"cannot write {path}: {refusal}")
 
 
 def write_summary(path: str, outcomes: Sequence[Outcome]) -> None:
     """A row per file, with the fields of `Outcome`; an existing file is replaced. Raises OutputError."""
-    rows = [{name: value for name, value in asdict(outcome).items() if name != "note"} for outcome in outcomes]
+    rows = [{name: _short(value) for name, value in asdict(outcome).items() if name != "note"} for outcome in outcomes]
     if os.path.splitext(path)[1].lower() == ".json":
         text = json.dumps([{k: None if v == math.inf else v for k, v in row.items()} for row in rows], indent=1) + "\n"
     else:
@@ -38,13 +40,17 @@ def write_summary(path: str, outcomes: Sequence[Outcome]) -> None:
     write_atomically(path, text.encode("utf-8", "surrogateescape"), overwrite=True)
 
 
+def _short(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def totals(outcomes: Sequence[Outcome]) -> str:
     """One line about all of them."""
     count = {status: sum(outcome.status == status for outcome in outcomes) for status in (DONE, UP_TO_DATE, FAILED)}
     parts = [f"{number} {status}" for status, number in count.items() if number or status == DONE]
     known = [outcome for outcome in outcomes if outcome.bytes_before and outcome.bytes_after]
     before, after = (sum(getattr(outcome, name) for outcome in known) for name in ("bytes_before", "bytes_after"))
-    line = f"{len(outcomes)} files: {', '.join(parts)}"
+    line = f"{len(outcomes)} file{'' if len(outcomes) == 1 else 's'}: {', '.join(parts)}"
     if known:
         line += f"; {before:,} -> {after:,} bytes"
     decibels = [outcome.psnr for outcome in outcomes if outcome.psnr is not None and math.isfinite(outcome.psnr)]

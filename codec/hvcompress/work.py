@@ -90,7 +90,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
 
     if options.update and (found := _found(options, job)) is not None:
         return found
-    check(job, options.force)
+    check(job, options.force, options.update)
     source = read_standard_input() if job.source == STANDARD else job.source
     before = _size_of(source)
     picture = _stripped(read_picture(source, memory_limit=options.memory_limit), options)
@@ -121,7 +121,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
 
     if options.update and _is_newer(job):
         return Outcome(job.source, job.output, UP_TO_DATE)
-    check(job, options.force)
+    check(job, options.force, options.update)
     kind = options.suffix
     if kind is None:
         kind = ".png" if job.output == STANDARD else check_suffix(os.path.splitext(job.output)[1])
@@ -189,7 +189,7 @@ def _described(job: Job, data: bytes) -> Outcome:
 
 
 def _found(options: Encoding, job: Job) -> Outcome | None:
-    """An output that is there already and what encoding would make: None where there is none."""
+    """An output that is there already and what encoding would make, as far as it tells: None where there is none."""
     if not _is_newer(job):
         return None
     from .model import find_model
@@ -206,6 +206,9 @@ def _found(options: Encoding, job: Job) -> Outcome | None:
         if header.offsets != (offsets or (0,) * len(strides)) and not isinstance(options.rate, Target):
             return None
         if header.quality != options.rate if not isinstance(options.rate, Target) else not _is_near(options.rate, data):
+            return None
+        info = read_info(data)
+        if options.strip and (info.exif or info.xmp) or options.strip_icc and info.icc:
             return None
         return replace(_described(job, data), status=UP_TO_DATE, bytes_before=_size_of(job.source))
     return None
