@@ -380,6 +380,12 @@ def test_bash_completes(words, offered, tmp_path):
     assert done.stdout.split() == ([] if offered is None else [offered]), done.stderr
 
 
+def test_wheel_is_the_same_when_it_is_built_again(wheel, tmp_path):
+    done = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert next(tmp_path.glob("*.whl")).read_bytes() == Path(wheel.filename).read_bytes()
+
+
 def test_wheel_metadata(wheel):
     folder = f"hvcompress-{PROJECT['version']}.dist-info"
     metadata = wheel.read(f"{folder}/METADATA").decode()

@@ -343,6 +343,14 @@ def test_the_command_on_complete_and_hopeless_files(here, capsys):
     assert Image.open("whole.png").mode == "RGBA" and not os.path.exists("none.png")
 
 
+def test_whoever_has_a_prefix_is_told_what_it_is_good_for(here, capsys):
+    assert main(["decode", "two.hvci", "-o", "whole.png"]) == FormatError.exit_code
+    assert "; --partial decodes the first 2 of its 3 layers" in capsys.readouterr().err
+    Path("damaged.hvci").write_bytes(b"\xff".join(Path("two.hvci").read_bytes().split(b"\x00", 1)))
+    assert main(["decode", "damaged.hvci", "-o", "whole.png"]) == FormatError.exit_code
+    assert not Path("whole.png").exists()
+
+
 def test_a_prefix_from_standard_input(here, capsysbinary, monkeypatch):
     data = io.TextIOWrapper(io.BytesIO(Path("two.hvci").read_bytes()))
     monkeypatch.setattr(sys, "stdin", data)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from .allocation import allocation_offsets
 from .console import read_standard_input
-from .container import parse, parse_prefix, read_info
-from .errors import HvcompressError
+from .container import Container, parse, parse_prefix, read_info
+from .errors import FormatError, HvcompressError, UnsupportedError
 from .jobs import STANDARD, Job, check, read_compressed, write
 from .memory import give_back
 from .targets import Target, encode_to
@@ -128,7 +128,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
     if options.bits == 16:
         check_deep_suffix(kind)
     data = read_compressed(job.source)
-    container = (parse_prefix if options.partial else parse)(data)
+    container = parse_prefix(data) if options.partial else _parsed(data)
     header = container.header
     from .codec import codec_for
 
@@ -167,6 +167,21 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
         seconds=seconds,
         note=note,
     )
+
+
+def _parsed(data: bytes) -> Container:
+    """Raises FormatError, which also says what can be done with a file that was cut off."""
+    try:
+        return parse(data)
+    except UnsupportedError:
+        raise
+    except FormatError as error:
+        there, meant = 0, 0
+        with contextlib.suppress(HvcompressError):
+            prefix = parse_prefix(data)
+            there, meant = len(prefix.streams), len(prefix.header.offsets)
+        hint = f"; --partial decodes the first {there} of its {meant} layers" if there < meant else ""
+        raise FormatError(f"{error}{hint}") from error
 
 
 def offsets_for(codec: Codec, offsets: tuple[int, ...] | None, allocation: str | None) -> tuple[int, ...] | None:
