@@ -22,6 +22,7 @@ FINGERPRINT = "c0ffee00" * 8
 
 class FakeCodec:
     name, fingerprint, device, layers = "fake", FINGERPRINT, "cpu", 3
+    strides = (64, 16, 8)
 
     def encode(self, picture, quality=60, offsets=None, *, effort=1, verify=True, memory_limit=None, progress=None):
         if progress is not None and effort > 1:

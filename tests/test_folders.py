@@ -149,8 +149,7 @@ def test_what_should_be_stripped_is_not_up_to_date(tree, codec, capsys):
     assert capsys.readouterr().out.endswith("up to date\n")
 
 
-def test_sizes_and_allocations_that_are_asked_for(tree, codec, monkeypatch, capsys):
-    monkeypatch.setattr(fake_codec.FakeCodec, "strides", (64, 16, 8), raising=False)
+def test_sizes_and_allocations_that_are_asked_for(tree, codec, capsys):
     assert encode("--allocation", "detail", "--quiet") == 0
     for options, kept in ((["--allocation", "detail"], 4), (["--allocation", "hyperprior"], 0), ([], 0)):
         encode(*options, "-u")

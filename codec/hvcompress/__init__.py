@@ -170,17 +170,12 @@ def decode_array(
     bits: 8 for uint8, or 16 for uint16, in which smooth parts have no steps; 65535 is then white, and opaque.
     Metadata are in what `decode` returns.
     """
-    import numpy as np
-
     from .codec import codec_for
+    from .image_io import samples
 
     data = file_bytes(data)
     picture = codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial, bits=bits)
-    planes = picture.pixels[..., :1] if picture.gray else picture.pixels
-    if picture.alpha is not None:
-        alpha = picture.alpha[..., None].astype(planes.dtype) * (1 if bits == 8 else 257)
-        planes = np.concatenate((planes, alpha), 2)
-    return np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+    return samples(picture)
 
 
 def encode_batch(

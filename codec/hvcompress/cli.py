@@ -375,7 +375,7 @@ def encoding_of(args: argparse.Namespace) -> Task:
         decibels = "-" if outcome.psnr is None else f"{outcome.psnr:.2f} dB"
         found = [f"quality {outcome.quality:3}"] if isinstance(rate, Target) or args.lmbda is not None else []
         return [
-            *_size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after),
+            *_size_columns(outcome),
             f"{outcome.bpp:7.3f} bpp",
             f"{decibels:>8}",
             f"{outcome.seconds:6.2f} s",
@@ -409,11 +409,7 @@ def decoding_of(args: argparse.Namespace) -> Task:
         **_common_options(args),
     )
 
-    def columns(outcome: Outcome) -> list[str]:
-        sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)
-        return [*sizes, f"{outcome.seconds:6.2f} s"]
-
-    report = Report(_report_stream(jobs), args.quiet, columns, args.summary, args.recursive)
+    report = Report(_report_stream(jobs), args.quiet, _columns, args.summary, args.recursive)
     return Task(jobs, decode_file, options, report, (DeviceError,))
 
 
@@ -424,8 +420,13 @@ def code_command(args: argparse.Namespace) -> int:
     return code_each(task.jobs, partial(task.work, task.options), args.jobs, task.report, task.fatal)
 
 
-def _size_columns(width: int, height: int, before: int, after: int) -> list[str]:
-    return [f"{f'{width}x{height}':>11}", f"{before:>11,} -> {after:>10,} bytes"]
+def _size_columns(outcome: Outcome) -> list[str]:
+    size = f"{outcome.width}x{outcome.height}"
+    return [f"{size:>11}", f"{outcome.bytes_before:>11,} -> {outcome.bytes_after:>10,} bytes"]
+
+
+def _columns(outcome: Outcome) -> list[str]:
+    return [*_size_columns(outcome), f"{outcome.seconds:6.2f} s"]
 
 
 def _report_stream(jobs: list[Job]) -> TextIO:
@@ -478,7 +479,9 @@ def rates_command(args: argparse.Namespace) -> int:
         data = source
         if not encoded:
             quality = 60 if args.quality is None else args.quality
-            data = codec.encode(source, quality, offsets_for(codec, args.beta, args.allocation), verify=False).data
+            data = codec.encode(
+                source, quality, offsets_for(codec.strides, args.beta, args.allocation), verify=False
+            ).data
         rates, info = layer_rates(codec, data), read_info(data)
         drawn = _draw_maps(rates, info, maps, args.force) if maps else []
         if args.json:
@@ -580,12 +583,8 @@ def inspect_command(args: argparse.Namespace) -> int:
         sizes = {"bytes_before": len(data), "bytes_after": len(page)}
         return Outcome(job.source, job.output, width=info.width, height=info.height, seconds=seconds, **sizes)
 
-    def columns(outcome: Outcome) -> list[str]:
-        sizes = _size_columns(outcome.width, outcome.height, outcome.bytes_before, outcome.bytes_after)
-        return [*sizes, f"{outcome.seconds:6.2f} s"]
-
     use_memory_again()
-    return code_each(jobs, work, 1, Report(_report_stream(jobs), args.quiet, columns), (DeviceError,))
+    return code_each(jobs, work, 1, Report(_report_stream(jobs), args.quiet, _columns), (DeviceError,))
 
 
 def _model_names() -> dict[str, str]:

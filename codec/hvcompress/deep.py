@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .errors import UsageError
-from .image_io import Picture
+from .image_io import PNG_XMP, Picture, samples
 
 SUFFIXES = (".png", ".ppm")
 _BAND = 1 << 18  # pixels that are made ready at a time
@@ -41,14 +41,11 @@ def deep_bytes(picture: Picture, suffix: str) -> bytes:
 
 
 def _bands(picture: Picture) -> Iterator[np.ndarray]:
-    """(n, W, planes) big-endian uint16, some rows at a time: a large picture is not copied as a whole."""
+    """`samples` in big-endian uint16, some rows at a time: a large picture is not copied as a whole."""
     height, width = picture.pixels.shape[:2]
     step = max(1, _BAND // width)
     for top in range(0, height, step):
-        planes = [picture.pixels[top : top + step, :, : 1 if picture.gray else 3]]
-        if picture.alpha is not None:
-            planes.append(picture.alpha[top : top + step, :, None].astype(np.uint16) * 257)
-        yield np.concatenate(planes, 2).astype(">u2")
+        yield samples(picture, slice(top, top + step)).astype(">u2")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -66,7 +63,7 @@ def _png(picture: Picture) -> bytes:
     if picture.exif is not None:
         parts.append(_chunk(b"eXIf", picture.exif))
     if picture.xmp is not None:
-        parts.append(_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp))
+        parts.append(_chunk(b"iTXt", PNG_XMP + picture.xmp))
     packer, above = zlib.compressobj(), np.zeros((1, 2 * planes * width), np.uint8)
     for band in _bands(picture):
         rows = band.view(np.uint8).reshape(-1, 2 * planes * width)

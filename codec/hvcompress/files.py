@@ -40,13 +40,16 @@ def reason(error: BaseException) -> str:
     return text[:1].lower() + text[1:]
 
 
-def why_not_writable(folder: str) -> str | None:
-    """What keeps this process from making files in a folder, as the rest of a line; None where nothing does."""
-    if os.access(folder, os.W_OK):
-        return None
+def check_place(path: str) -> None:
+    """Raises OutputError where no file of that name can be made, for want of a folder or of permission."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise OutputError(f"cannot write {path}: there is no such folder")
+    if os.access(folder, os.W_OK) or os.path.lexists(path) and not os.path.isfile(path):
+        return  # pipes and devices are written to as they are
     read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
     code = errno.EROFS if read_only else errno.EACCES
-    return reason(OSError(code, os.strerror(code)))
+    raise OutputError(f"cannot write {path}: {reason(OSError(code, os.strerror(code)))}")
 
 
 def write_atomically(path: str | os.PathLike, data: bytes, *, overwrite: bool) -> None:

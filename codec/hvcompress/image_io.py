@@ -43,6 +43,7 @@ _DESCRIBING = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0
 _DIRECTORIES = (0x8769, 0x8825)
 _INTEROPERABILITY = 0xA005  # an offset, to a directory in the directory of EXIF
 _ORIENTATION, _TIFF_XMP = 0x0112, 700
+PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # what comes before a packet in a chunk iTXt
 _JPEG_SEGMENT = 65533  # bytes of data
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -394,16 +395,25 @@ def _fitting(icc: bytes | None, space: bytes) -> bytes | None:
 # Out
 
 
+def samples(picture: Picture, rows: slice = slice(None)) -> np.ndarray:
+    """Those rows as an array (H, W) of a gray picture or (H, W, 3), with one plane more where there is alpha.
+
+    In the type of the pixels, to whose range alpha is widened: 16 bits of opaque are 65535.
+    """
+    planes = picture.pixels[rows, :, :1] if picture.gray else picture.pixels[rows]
+    if picture.alpha is not None:  # else, of large pictures, no needless copy
+        alpha = picture.alpha[rows, :, None]
+        alpha = alpha if planes.dtype == np.uint8 else alpha.astype(np.uint16) * 257
+        planes = np.concatenate((planes, alpha), axis=2)
+    return np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+
+
 def to_pil(picture: Picture) -> Image.Image:
     """As a Pillow image of mode L, LA, RGB or RGBA.
 
     With its profile in `info["icc_profile"]`, EXIF data in `info["exif"]` and XMP in `info["xmp"]`, if there are any.
     """
-    planes = [picture.pixels[..., :1] if picture.gray else picture.pixels]
-    if picture.alpha is not None:
-        planes.append(picture.alpha[..., None])
-    stacked = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]  # large pictures: no needless copy
-    image = Image.fromarray(np.ascontiguousarray(stacked[..., 0] if stacked.shape[2] == 1 else stacked))
+    image = Image.fromarray(samples(picture))
     if picture.icc is not None:
         image.info["icc_profile"] = picture.icc
     if picture.exif is not None:
@@ -476,7 +486,7 @@ def _saved_with_metadata(image: Image.Image, name: str, options: dict, exif: byt
         options = options | {"exif": exif}
     if xmp is not None and name == "PNG":
         text = PngImagePlugin.PngInfo()
-        text.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        text.add(b"iTXt", PNG_XMP + xmp)
         options = options | {"pnginfo": text}
     elif xmp is not None and (name != "JPEG" or len(xmp) <= _JPEG_SEGMENT - 29):  # less the name of the segment
         options = options | {"xmp": xmp}

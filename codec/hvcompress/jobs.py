@@ -146,17 +146,13 @@ def check(job: Job, force: bool, update: bool = False) -> None:
     if os.path.isfile(job.output) and not force:
         why = ", older than its input or not as asked for" if update else ""
         raise UsageError(f"{job.output} exists already{why}; -f overwrites it")
-    folder = os.path.dirname(job.output) or "."
     if job.makes_folder:
+        folder = os.path.dirname(job.output) or "."
         try:
             os.makedirs(folder, exist_ok=True)
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot make the folder {folder}: {files.reason(error)}") from error
-    elif not os.path.isdir(folder):
-        raise OutputError(f"cannot write {job.output}: there is no such folder")
-    refusal = files.why_not_writable(folder)
-    if refusal is not None and (os.path.isfile(job.output) or not os.path.lexists(job.output)):
-        raise OutputError(f"cannot write {job.output}: {refusal}")
+    files.check_place(job.output)
 
 
 def read_compressed(source: str) -> bytes:

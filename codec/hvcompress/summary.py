@@ -10,19 +10,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .errors import OutputError, UsageError
-from .files import why_not_writable, write_atomically
+from .errors import UsageError
+from .files import check_place, write_atomically
 from .work import DONE, FAILED, UP_TO_DATE, Outcome
 
 
 def check_summary(path: str | None) -> None:
     """Raises UsageError or OutputError where no table can be written under that name."""
-    if path is not None and os.path.splitext(path)[1].lower() not in (".csv", ".json"):
+    if path is None:
+        return
+    if os.path.splitext(path)[1].lower() not in (".csv", ".json"):
         raise UsageError(f"--summary must name a .csv or .json file, not {path!r}")
-    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
-        raise OutputError(f"cannot write {path}: there is no such folder")
-    if path is not None and (refusal := why_not_writable(os.path.dirname(path) or ".")) is not None:
-        raise OutputError(f"cannot write {path}: {refusal}")
+    check_place(path)
 
 
 def write_summary(path: str, outcomes: Sequence[Outcome]) -> None:

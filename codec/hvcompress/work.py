@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .allocation import allocation_offsets
 from .console import read_standard_input
-from .container import Container, parse, parse_prefix, read_info
+from .container import Container, FileInfo, parse, parse_prefix, read_info
 from .errors import FormatError, HvcompressError, UnsupportedError
 from .jobs import STANDARD, Job, check, read_compressed, write
 from .memory import give_back
 from .targets import Target, encode_to
 
 if TYPE_CHECKING:
-    from .codec import Codec
     from .image_io import Picture
+    from .model import ModelFolder
 
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
 
@@ -102,7 +102,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     encoded = encode(
         picture,
         options.rate,
-        offsets_for(codec, options.offsets, options.allocation),
+        offsets_for(codec.strides, options.offsets, options.allocation),
         effort=options.effort,
         verify=options.verify,
         memory_limit=options.memory_limit,
@@ -111,7 +111,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     write(job, encoded.data, options.force)
     decoded = None if encoded.picture is None else psnr(picture.pixels, encoded.picture.pixels)
     seconds = sum(encoded.seconds.values())
-    return replace(_described(job, encoded.data), bytes_before=before, psnr=decoded, seconds=seconds)
+    return replace(_described(job, read_info(encoded.data)), bytes_before=before, psnr=decoded, seconds=seconds)
 
 
 def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
@@ -184,21 +184,21 @@ def _parsed(data: bytes) -> Container:
         raise FormatError(f"{error}{hint}") from error
 
 
-def offsets_for(codec: Codec, offsets: tuple[int, ...] | None, allocation: str | None) -> tuple[int, ...] | None:
-    """Quality offset per layer, from themselves or the name of an allocation."""
-    return offsets if allocation is None else allocation_offsets(allocation, codec.strides)
+def offsets_for(
+    strides: Sequence[int], offsets: tuple[int, ...] | None, allocation: str | None
+) -> tuple[int, ...] | None:
+    """Quality offset per layer of those strides, from themselves or the name of an allocation."""
+    return offsets if allocation is None else allocation_offsets(allocation, strides)
 
 
-def _described(job: Job, data: bytes) -> Outcome:
-    info = read_info(data)
-    bpp = 8 * len(data) / (info.width * info.height)
+def _described(job: Job, info: FileInfo) -> Outcome:
     return Outcome(
         job.source,
         job.output,
         width=info.width,
         height=info.height,
-        bytes_after=len(data),
-        bpp=bpp,
+        bytes_after=info.file_bytes,
+        bpp=8 * info.file_bytes / (info.width * info.height),
         quality=info.quality,
     )
 
@@ -210,30 +210,25 @@ def _found(options: Encoding, job: Job) -> Outcome | None:
     from .model import find_model
 
     model = find_model(options.model)
-    with contextlib.suppress(HvcompressError):
-        data = read_compressed(job.output)
-        header = parse(data).header
-        if not model.fingerprint.startswith(header.fingerprint.hex()):
-            return None
-        strides = [latent["stride"] for latent in model.config["network"]["latents"]]
-        named = options.allocation is not None
-        offsets = allocation_offsets(options.allocation, strides) if named else options.offsets
-        if header.offsets != (offsets or (0,) * len(strides)) and not isinstance(options.rate, Target):
-            return None
-        if header.quality != options.rate if not isinstance(options.rate, Target) else not _is_near(options.rate, data):
-            return None
-        info = read_info(data)
-        if options.strip and (info.exif or info.xmp) or options.strip_icc and info.icc:
-            return None
-        return replace(_described(job, data), status=UP_TO_DATE, bytes_before=_size_of(job.source))
+    try:
+        info = read_info(read_compressed(job.output))
+    except HvcompressError:
+        return None
+    there = not (options.strip and (info.exif or info.xmp)) and not (options.strip_icc and info.icc)
+    if model.fingerprint.startswith(info.fingerprint) and there and _has_rate(options, model, info):
+        return replace(_described(job, info), status=UP_TO_DATE, bytes_before=_size_of(job.source))
     return None
 
 
-def _is_near(target: Target, data: bytes) -> bool:
-    """Whether a file is about of the size or rate that is asked for. Of tiny pictures no file may come very near."""
-    info = read_info(data)
-    wanted = target.size if target.size is not None else target.bpp * info.width * info.height / 8
-    return 0.95 * wanted - 16 <= len(data) <= (wanted if target.strict else 1.05 * wanted + 16)
+def _has_rate(options: Encoding, model: ModelFolder, info: FileInfo) -> bool:
+    """Whether a file is of the quality and betas that are asked for, or about of the size."""
+    if isinstance(options.rate, Target):  # of tiny pictures no file may come very near
+        target = options.rate
+        wanted = target.size if target.size is not None else target.bpp * info.width * info.height / 8
+        return 0.95 * wanted - 16 <= info.file_bytes <= (wanted if target.strict else 1.05 * wanted + 16)
+    strides = [latent["stride"] for latent in model.config["network"]["latents"]]
+    offsets = offsets_for(strides, options.offsets, options.allocation) or (0,) * len(strides)
+    return info.quality == options.rate and info.offsets == offsets
 
 
 def _is_newer(job: Job) -> bool:

@@ -380,13 +380,11 @@ def train(
         if ranks.sum(run.step, device) != ranks.count * run.step:
             raise InputError(f"{where}: not all processes see the same checkpoint; it must lie on shared storage")
         ranks.share([*run.model.parameters(), *run.average.parameters()])  # from here on no process is behind
+        end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
+        images, reporter = ranks.sum(len(crops.images), device), None
         if ranks.leads:
             shutil.copyfile(recipe_path, kept)
-        end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
-        validation = data.centre_crops(held_out, recipe.patch).to(device) if ranks.leads else None
-        images = ranks.sum(len(crops.images), device)
-        reporter = Reporter(recipe, where, validation) if ranks.leads else None
-        if ranks.leads:
+            reporter = Reporter(recipe, where, data.centre_crops(held_out, recipe.patch).to(device))
             million = count_parameters([run.model]) / 1e6
             print(f"{million:.2f} M parameters; {images} photographs; from step {run.step} in {where}", flush=True)
         noise = torch.Generator(device)
