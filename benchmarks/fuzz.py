@@ -80,6 +80,7 @@ from hvcompress.errors import (  # noqa: E402
     ModelError,
     UnsupportedError,
 )
+from hvcompress.metadata import unpack_icc  # noqa: E402
 
 if TYPE_CHECKING:
     from hvcompress.codec import Codec
@@ -251,6 +252,9 @@ def hostile_metadata(rng: random.Random, usual: bytes) -> bytes:
     return rng.choice((rng.randbytes(rng.randrange(60)), _flips(rng, usual or b"x"), bomb, zlib.compress(tiff)))
 
 
+BOMB = zlib.compress(bytes(40 << 20), 1)  # longer than a profile may be
+
+
 def _chunks(rng: random.Random, base: Container) -> bytes:
     chunks = dict(base.chunks)
     width, height = base.header.width, base.header.height
@@ -269,7 +273,8 @@ def _chunks(rng: random.Random, base: Container) -> bytes:
     name, body = rng.choice(
         [
             *((ALPHA, plane) for plane in planes),
-            (ICC, rng.randbytes(rng.randrange(40))),
+            (ICC, rng.choice((rng.randbytes(rng.randrange(40)), zlib.compress(rng.randbytes(rng.randrange(400)))))),
+            (ICC, BOMB[: rng.choice((None, 99))]),
             (rng.choice((EXIF, XMP)), hostile_metadata(rng, chunks.get(EXIF) or b"")),
             (rng.choice((b"note", b"NEWS", b"aLPH", b"\0\0\0\0", b"ab c")), rng.randbytes(rng.randrange(9))),
         ]
@@ -513,7 +518,7 @@ def check_picture(codec: Codec, source: Source, parsed: Container, picture: Pict
     header, chunks, before = parsed.header, parsed.chunks, source.container
     if picture.pixels.shape != (header.height, header.width, 3) or picture.gray != header.gray:
         raise Finding("the picture is not of the kind that the header says")
-    if picture.icc != chunks.get(ICC):
+    if picture.icc != unpack_icc(chunks):
         raise Finding("the profile is not the file's")
     if (picture.alpha is None) == (ALPHA in chunks):
         raise Finding("the alpha plane is not the file's")

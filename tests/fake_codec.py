@@ -15,7 +15,7 @@ from hvcompress import container
 from hvcompress.alpha import pack_alpha, unpack_alpha
 from hvcompress.errors import DeviceError, ModelError, UsageError
 from hvcompress.image_io import Picture
-from hvcompress.metadata import pack_metadata, unpack_metadata
+from hvcompress.metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 
 FINGERPRINT = "c0ffee00" * 8
 
@@ -34,9 +34,7 @@ class FakeCodec:
         step = 1 + (100 - quality) // 10
         stream = zlib.compress((picture.pixels // step).tobytes())
         chunks = {} if picture.alpha is None else {container.ALPHA: pack_alpha(picture.alpha)}
-        if picture.icc:
-            chunks[container.ICC] = picture.icc
-        chunks |= pack_metadata(picture.exif, picture.xmp)
+        chunks |= pack_icc(picture.icc) | pack_metadata(picture.exif, picture.xmp)
         offsets = (0,) * self.layers if offsets is None else tuple(offsets)
         header = container.Header(
             width, height, picture.gray, quality, offsets, bytes.fromhex(FINGERPRINT)[:4], b"hash"
@@ -58,8 +56,7 @@ class FakeCodec:
             pixels = np.frombuffer(zlib.decompress(parsed.streams[1]), np.uint8).reshape(shape) * np.uint8(step)
         alpha = parsed.chunks.get(container.ALPHA)
         alpha = None if alpha is None else unpack_alpha(alpha, header.width, header.height)
-        icc = parsed.chunks.get(container.ICC)
-        return Picture(pixels, header.gray, alpha, icc, *unpack_metadata(parsed.chunks))
+        return Picture(pixels, header.gray, alpha, unpack_icc(parsed.chunks), *unpack_metadata(parsed.chunks))
 
 
 def load_model(name=None, device="auto"):

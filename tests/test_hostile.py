@@ -228,7 +228,7 @@ def test_silently_wrong_pictures_are_found():
     assert outcome(Picture(sevens), surplus) == "same picture"
     assert outcome(Picture(sevens[:, :2]), plain_file(width=2)) == "another valid file (width)"
     assert outcome(Picture(sevens, gray=True), plain_file(gray=True)) == "another valid file (gray)"
-    profile = dataclasses.replace(surplus, chunks={ICC: b"x"})
+    profile = dataclasses.replace(surplus, chunks={ICC: zlib.compress(b"x")})
     assert outcome(Picture(sevens, icc=b"x"), profile) == "another valid file (ICCP)"
     wrong = [
         (Picture(eight), surplus, {}),

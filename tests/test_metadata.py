@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvcompress.container import EXIF, XMP, pack, parse, read_info
+from hvcompress.container import EXIF, ICC, XMP, pack, parse, read_info
+from hvcompress.errors import FormatError, InputError
 from hvcompress.image_io import Picture
 from hvcompress.metadata import (
     MAX_BYTES,
+    MAX_ICC_BYTES,
     clean_exif,
     clean_xmp,
+    pack_icc,
     pack_metadata,
+    unpack_icc,
     unpack_metadata,
     without_orientation,
 )
@@ -255,6 +259,19 @@ def test_what_is_too_long_is_not_kept():
     assert time.perf_counter() - began < 1
 
 
+def test_a_profile_is_a_zlib_stream_that_must_be_whole():
+    profile = bytes(range(128)) * 9
+    chunks = pack_icc(profile)
+    assert list(chunks) == [ICC] and ICC[:1].isupper() and len(chunks[ICC]) < len(profile) // 3
+    assert unpack_icc(chunks) == profile and pack_icc(None) == {} and unpack_icc({}) is None
+    for bad in (b"", profile, chunks[ICC][:-1], zlib.compress(bytes(MAX_ICC_BYTES + 1))):
+        with pytest.raises(FormatError, match="the ICC profile is damaged"):
+            unpack_icc({ICC: bad})
+    assert len(unpack_icc(pack_icc(bytes(MAX_ICC_BYTES)))) == MAX_ICC_BYTES
+    with pytest.raises(InputError, match="16,777,217 bytes is too long"):
+        pack_icc(bytes(MAX_ICC_BYTES + 1))
+
+
 def test_a_file_holds_them_and_hostile_ones_do_not_hinder_decoding(tiny, photo):
     picture = Picture(photo[:40, :40].copy(), icc=b"profile", exif=exif_data(), xmp=XMP_PACKET)
     encoded = tiny.encode(picture, 30)
@@ -267,4 +284,6 @@ def test_a_file_holds_them_and_hostile_ones_do_not_hinder_decoding(tiny, photo):
     assert not (read_info(bare.data).exif or read_info(bare.data).xmp or read_info(bare.data).icc)
     hostile = pack(replace(parsed, chunks={EXIF: b"rubbish", XMP: zlib.compress(bytes(MAX_BYTES + 1))}))
     found = tiny.decode(hostile)
+    with pytest.raises(FormatError, match="profile"):
+        tiny.decode(pack(replace(parsed, chunks={ICC: b"rubbish"})))
     assert (found.exif, found.xmp) == (None, None) and np.array_equal(found.pixels, encoded.picture.pixels)

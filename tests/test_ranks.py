@@ -22,7 +22,7 @@ import copy, sys
 from pathlib import Path
 import torch
 from hvcompress.training import data, objective
-from hvcompress.training.precision import autocast
+from hvcompress.precision import autocast
 from hvcompress.training.ranks import joined
 from hvcompress.training.trainer import draw, read_recipe, start, train_step
 

@@ -24,14 +24,15 @@ from .container import Container, Header
 from .effort import fit_encoder, steps_of
 from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
-from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT
+from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
-from .metadata import pack_metadata, unpack_metadata
+from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .pixels import Features, Painter, to_tensor
 from .plan import padded
+from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
@@ -54,7 +55,7 @@ class Segment:
     layer: int  # 0 is the coarsest
     levels: np.ndarray  # (c, h, w) int16
     indices: np.ndarray  # (c, h, w) uint8, of the scales
-    z: Tensor  # (1, c, h, w) float64, the latent
+    z: Tensor  # (1, c, h, w) int16, the latent in units of 2^-10
 
 
 def lagrangian(picture: Picture, encoded: Encoded) -> float:
@@ -71,15 +72,14 @@ def lagrangian(picture: Picture, encoded: Encoded) -> float:
     return bits / (height * width) + scale * mean_squared_error(picture.pixels, encoded.picture.pixels)
 
 
-def _grid_bytes(x: Tensor) -> bytes:
-    """Values on the activation grid, in raster order, as little-endian int32 multiples of 2^-10."""
-    integers = (x * 2.0**ACTIVATION_BITS).to(torch.int32).contiguous().cpu().numpy()
-    return integers.astype("<i4").tobytes()
+def _units_bytes(x: Tensor) -> bytes:
+    """Units, multiples of 2^-10, in raster order, as little-endian int32."""
+    return x.contiguous().cpu().numpy().astype("<i4").tobytes()
 
 
 def _indices(scale_index: Tensor) -> np.ndarray:
     """(1, c, h, w) -> (c, h, w) uint8, for the range coder."""
-    return scale_index[0].to(torch.uint8).cpu().numpy()
+    return scale_index[0].cpu().numpy()
 
 
 def _rows_of(prior: Prior, first: int, last: int) -> Prior:
@@ -113,8 +113,8 @@ class LatentHash:
         self._digests = [hashlib.sha256() for _ in range(layers)]
 
     def update(self, layer: int, z: Tensor) -> None:
-        """z: (1, c, h, w) on the activation grid, a segment of a layer."""
-        self._digests[layer].update(_grid_bytes(z))
+        """z: (1, c, h, w) in units, a segment of a layer."""
+        self._digests[layer].update(_units_bytes(z))
 
     def digest(self) -> bytes:
         return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).digest()
@@ -141,7 +141,10 @@ class Codec:
         self.layers = len(self.strides)
         self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
         self._topdown = parts.topdown.to(device)
-        self._synthesis = parts.synthesis.to(device, memory_format=torch.channels_last)
+        self._synthesis = parts.synthesis.to(device)
+        if device.type == "cuda":
+            for path in (self._topdown, self._synthesis):
+                use_tiles(path, device)
         self._tables = parts.tables
         self._coder = LayerCoder(parts.tables)
 
@@ -220,9 +223,7 @@ class Codec:
         watched = progress is not None
         latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, first_half if watched else None)
         networked = time.perf_counter() - began - coded
-        chunks = {}
-        if picture.icc is not None:
-            chunks[container.ICC] = picture.icc
+        chunks = pack_icc(picture.icc)
         if picture.alpha is not None:
             chunks[container.ALPHA] = pack_alpha(picture.alpha)
         chunks |= pack_metadata(picture.exif, picture.xmp)
@@ -279,7 +280,7 @@ class Codec:
         latents = LatentHash(self.layers)
         steps = self._steps(features.height, features.width)
         tick = _ticker(steps, progress)
-        last = Rows(features.height // self.strides[-1], packed=True)
+        last = Rows(features.height // self.strides[-1])
 
         def choose(prior: Prior) -> Tensor:
             tick()
@@ -289,22 +290,24 @@ class Codec:
             encoded = features.take(stride, first, first + height)
             if stride not in self.strides[layer + 1 :]:  # other layers of that stride are ahead of it
                 features.forget_above(stride, first + height - 2 * POSTERIOR_REACH)
-            mean = prior.inside(encoder.posteriors[layer](prior.feature.float(), encoded, qualities[:, layer]))
-            target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            mean = prior.inside(encoder.posteriors[layer](to_values(prior.feature), encoded, qualities[:, layer]))
+            target = mean.double().clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT) * 2.0**ACTIVATION_BITS
             residual = (target - prior.mean) / prior.step
 
             def quantized(top: int, bottom: int) -> Tensor:
                 part = _rows_of(prior, top, bottom)
                 levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index)
+                levels = levels.to(torch.int16)
                 z = dequantize(part, levels, self._topdown.snap)
-                use(Segment(layer, levels[0].to(torch.int16).cpu().numpy(), _indices(part.scale_index), z))
+                use(Segment(layer, levels[0].cpu().numpy(), _indices(part.scale_index), z))
                 latents.update(layer, z)
                 return z
 
             return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
 
         chunk = plan.chunk(features.height, features.width)
-        descend(self._topdown.walk(qualities, features.height, features.width, steps, last, chunk), choose)
+        with autocast(self.device):
+            descend(self._topdown.walk(qualities, features.height, features.width, steps, last, chunk), choose)
         tick()
         return latents.digest()
 
@@ -357,8 +360,9 @@ class Codec:
         header = parsed.header
         left, top, width, height = _checked_crop(crop, header.width, header.height)
         plan.check_memory(header.width, header.height, memory_limit, rows=height, bits=bits)
+        profile = unpack_icc(parsed.chunks)
         columns, rows = slice(left, left + width), (top, top + height)
-        last = Rows(padded(header.height) // self.strides[-1], packed=True)
+        last = Rows(padded(header.height) // self.strides[-1])
         level = torch.tensor([header.quality], device=self.device)
         size = header.height, header.width
         painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns, bits)
@@ -366,8 +370,7 @@ class Codec:
         alpha = None
         if container.ALPHA in parsed.chunks:
             alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)[slice(*rows), columns]
-        metadata = unpack_metadata(parsed.chunks)
-        picture = Picture(painter.pixels, header.gray, alpha, parsed.chunks.get(container.ICC), *metadata)
+        picture = Picture(painter.pixels, header.gray, alpha, profile, *unpack_metadata(parsed.chunks))
         return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
 
     @torch.inference_mode()
@@ -402,7 +405,7 @@ class Codec:
 
         def look(segment: Segment) -> None:
             inside = segment.z[0, :, :, : -(-width // self.strides[segment.layer])]
-            found[segment.layer].append(inside.float().cpu().numpy().copy())  # exact: the grid's values have 16 bits
+            found[segment.layer].append(to_values(inside).cpu().numpy())
 
         self._decode_latents(parsed, count, look, finer=False)
         return [
@@ -438,7 +441,7 @@ class Codec:
         latents = LatentHash(self.layers)
         steps = self._steps(height, width, self.layers if finer else count, rows)
         tick = _ticker(steps, progress)
-        last = Rows(height // self.strides[-1], packed=True) if last is None else last
+        last = Rows(height // self.strides[-1]) if last is None else last
         walk = self._walk(parsed, steps, last)
         streams = [
             plan.split(stream, len(plan.segments(height // stride, width // stride)))
@@ -462,7 +465,7 @@ class Codec:
                 began = time.perf_counter()
                 levels = self._coder.decode(streams[prior.layer][number], indices)
                 coder += time.perf_counter() - began
-                z = dequantize(part, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
+                z = dequantize(part, torch.from_numpy(levels).to(self.device)[None], self._topdown.snap)
                 latents.update(prior.layer, z)
                 if look is not None:
                     look(Segment(prior.layer, levels, indices, z))
@@ -557,7 +560,7 @@ class Codec:
 
     @torch.inference_mode()
     def self_test(self) -> str:
-        """Hex digest of the exact path's answer to fixed symbols, and of the coder's to that. The same everywhere."""
+        """Hex digest of what a decoder makes of fixed symbols, and the coder of that. The same everywhere."""
         digest = hashlib.sha256()
         generator = np.random.Generator(np.random.PCG64(2026))
 
@@ -580,14 +583,15 @@ class Codec:
 
         def choose(prior: Prior) -> Tensor:
             levels = there_and_back(_indices(prior.scale_index))
-            z = dequantize(prior, torch.from_numpy(levels).to(self.device).double()[None], self._topdown.snap)
-            digest.update(_grid_bytes(z))
+            z = dequantize(prior, torch.from_numpy(levels).to(self.device)[None], self._topdown.snap)
+            digest.update(_units_bytes(z))
             return z
 
         for quality in (10, 90):
             qualities = torch.tensor([[quality] * self.layers], device=self.device)
-            h = descend(self._topdown.walk(qualities, 64, 128), choose)
-            digest.update(_grid_bytes(h.all()))
+            h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
+            digest.update(_units_bytes(h))
+            digest.update(_units_bytes(self._synthesis.patches(Rows.whole(h), qualities[:, 0]).all()))
         return digest.hexdigest()
 
 

@@ -19,9 +19,9 @@ from .errors import UsageError
 from .exact import relaxed
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
+from .precision import autocast
 from .quality import is_whole
 from .training.objective import evaluate
-from .training.precision import autocast
 
 LEVELS = range(1, 10)
 LEARNING_RATE = 1e-4  # of Adam, at its peak
@@ -64,7 +64,7 @@ def fit_encoder(
     device = image.device
     image = image.clone()  # the caller's may not be fit for gradients
     encoder = deepcopy(parts.encoder).requires_grad_(True)
-    student = Parts(encoder, relaxed(parts.topdown), parts.synthesis, parts.tables)
+    student = Parts(encoder, relaxed(parts.topdown), relaxed(parts.synthesis), parts.tables)
     adam = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
     qualities = torch.tensor([quality], device=device)
     layer_offsets = torch.tensor([offsets], device=device)

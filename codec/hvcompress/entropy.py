@@ -26,6 +26,7 @@ ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
 SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
+_NEXT_DOUBLED = 2 * NEXT.astype(np.int32).ravel()  # [2 * state + parity]: twice the next state
 
 
 @dataclass(frozen=True)
@@ -218,20 +219,20 @@ class LayerCoder:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        keys = _split(indices)  # (T, n) scale indices, to which quantizer and parity are added
+        keys = _split(indices).astype(np.int32)  # (T, n) scale indices, to which quantizer and parity are added
         active = _active(indices.shape)
         present = _present(active, keys.shape[1])
-        state = np.zeros(keys.shape[1], np.uint8)
+        doubled = np.zeros(keys.shape[1], np.int32)  # twice the state of each lane: with a parity a place in the table
         escaped = []
         try:
-            for row, count in zip(keys, active, strict=True):
-                now, key = state[:count], row[:count]
-                key += (now & 1) << 6
-                parity = decoder.decode(self._parity, self._odd[key]).astype(np.uint8)
+            for row, count in zip(keys, active.tolist(), strict=True):
+                now, key = doubled[:count], row[:count]
+                key += (now & 2) << 5
+                parity = decoder.decode(self._parity, self._odd.take(key))
                 key += parity << 7
-                state[:count] = NEXT[now, parity]
+                _NEXT_DOUBLED.take(now + parity, out=now, mode="clip")  # "clip": straight into `now`, not by a buffer
                 _check_rest(decoder)
-            flat = keys[present]
+            flat = keys[present].astype(np.uint8)
             symbols = np.empty(flat.shape, np.int32)
             for key, positions, reach, smallest in self._groups(flat):
                 values = smallest + 2 * decoder.decode(self._models[key], len(positions))

@@ -8,7 +8,7 @@ import threading
 from functools import lru_cache
 
 # Those of the whole process.
-_LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"], "pixels": ["_tf32"]}
+_LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"]}
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""EXIF and XMP: what is kept of them, and their chunks. Bytes are patched where they are, never written anew.
+"""ICC profiles, EXIF and XMP: what is kept of them, and their chunks. Bytes are patched where they are, not rewritten.
 
 A camera's own notes (MakerNote) hold offsets into the EXIF data, which do not survive a rewriting. XMP is not parsed
 at all: an XML parser on foreign data is a risk, and there is one attribute of concern.
@@ -11,9 +11,11 @@ import struct
 import warnings
 import zlib
 
-from .container import EXIF, XMP
+from .container import EXIF, ICC, XMP
+from .errors import FormatError, InputError
 
-MAX_BYTES = 4 << 20  # of either; JPEG holds 64 KiB of each
+MAX_BYTES = 4 << 20  # of EXIF and XMP each; JPEG holds 64 KiB of them
+MAX_ICC_BYTES = 16 << 20
 EXIF_PREFIX = b"Exif\0\0"  # before the data in JPEG, and in Pillow's `info["exif"]`
 
 _ORIENTATION, _THUMBNAIL_OFFSET, _THUMBNAIL_BYTES = 0x0112, 0x0201, 0x0202
@@ -118,6 +120,25 @@ def _too_long(name: str, data: bytes) -> bool:
 # Chunks
 
 
+def pack_icc(profile: bytes | None) -> dict[bytes, bytes]:
+    """The chunk of a profile, a zlib stream. Raises InputError where it is too long."""
+    if profile is None:
+        return {}
+    if len(profile) > MAX_ICC_BYTES:
+        raise InputError(f"an ICC profile of {len(profile):,} bytes is too long (limit {MAX_ICC_BYTES:,})")
+    return {ICC: zlib.compress(profile, 9)}
+
+
+def unpack_icc(chunks: dict[bytes, bytes]) -> bytes | None:
+    """Inverse of `pack_icc`. Raises FormatError: without its profile a picture has other colours."""
+    if ICC not in chunks:
+        return None
+    profile = _inflated(chunks[ICC], MAX_ICC_BYTES)
+    if profile is None:
+        raise FormatError("the ICC profile is damaged")
+    return profile
+
+
 def pack_metadata(exif: bytes | None, xmp: bytes | None) -> dict[bytes, bytes]:
     """The chunks of a picture's EXIF and XMP, each a zlib stream."""
     found = {EXIF: clean_exif(exif), XMP: clean_xmp(xmp)}
@@ -129,15 +150,15 @@ def unpack_metadata(chunks: dict[bytes, bytes]) -> tuple[bytes | None, bytes | N
 
     The orientation is reset here as well, whatever the file's writer has left there.
     """
-    return clean_exif(_inflated(chunks.get(EXIF))), clean_xmp(_inflated(chunks.get(XMP)))
+    exif, xmp = (_inflated(chunks[tag], MAX_BYTES) if tag in chunks else None for tag in (EXIF, XMP))
+    return clean_exif(exif), clean_xmp(xmp)
 
 
-def _inflated(data: bytes | None) -> bytes | None:
-    if data is None:
-        return None
+def _inflated(data: bytes, limit: int) -> bytes | None:
+    """What a zlib stream holds; None where it is damaged, cut off, or longer than the limit."""
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, MAX_BYTES + 1)
+        found = stream.decompress(data, limit + 1)
     except zlib.error:
         return None
-    return found if stream.eof and len(found) <= MAX_BYTES else None  # else it is cut off, or a bomb
+    return found if stream.eof and len(found) <= limit else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-7"
+DEFAULT_MODEL = "photo-8"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 
@@ -145,7 +145,7 @@ def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
-    """Networks on the CPU, the exact path frozen and proved, from stored tensors. Raises ModelError."""
+    """Networks on the CPU, the decoder frozen and proved, from stored tensors. Raises ModelError."""
     import torch
 
     from .exact import from_integers, prove
@@ -160,15 +160,14 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     # takes several times as long as drawing them.
     with torch.random.fork_rng(devices=[]):  # and nobody's random numbers are used up
         encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
-    for module, prefix in ((encoder, "encoder."), (synthesis, "synthesis.")):
-        module.float()
-        try:
-            module.load_state_dict(part_of(tensors, prefix))
-        except RuntimeError as error:
-            raise ModelError(f"the model's weights do not fit its {CONFIG}") from error
-        module.eval().requires_grad_(False)
-    from_integers(topdown, part_of(tensors, "topdown."))
-    prove(topdown)
+    try:
+        encoder.float().load_state_dict(part_of(tensors, "encoder."))
+    except RuntimeError as error:
+        raise ModelError(f"the model's weights do not fit its {CONFIG}") from error
+    encoder.eval().requires_grad_(False)
+    for module, prefix in ((topdown, "topdown."), (synthesis, "synthesis.")):
+        from_integers(module, part_of(tensors, prefix))
+        prove(module)
     return Parts(encoder, topdown, synthesis, tables)
 
 

@@ -9,8 +9,8 @@
     Synthesis turns the last h into pixels.
 
 TopDown is written once, as a generator that yields each prior and receives each latent (`TopDown.walk`), so training,
-encoding, decoding and sampling run the very same lines. It works on the fixed-point grid of `exact.py` once
-frozen; Encoder and Synthesis stay in floating point, because nothing in the bitstream depends on them. Features are
+encoding, decoding and sampling run the very same lines. Once frozen, TopDown and Synthesis work on the integers of
+`exact.py`, units of 2^-10; the Encoder stays in floating point, because no decoder depends on it. Features are
 `Rows` (`rows.py`), made as they are asked for, so that a large picture goes through a few rows (`chunk`) at a time.
 
 Shapes: B images, C channels, H x W pixels, both multiples of 64; a stride s means H/s x W/s positions.
@@ -27,19 +27,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .exact import ExactConv2d, QualityTable, Snap, round_half_up
+from .exact import (
+    ACTIVATION_BITS,
+    TABLE_BITS,
+    ExactConv2d,
+    QualityTable,
+    Snap,
+    add,
+    leaky,
+    rounding_shift,
+    scale_and_shift,
+    table_units,
+    to_values,
+)
 from .plan import MAX_STRIDE
 from .quality import LAMBDA_MAX, LAMBDA_MIN
 from .rows import Rows, cut, looking_further, through, upsampled
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
-ARCHITECTURE = 4  # counted up when a network of the same sizes, or a level, comes to mean something else
+ARCHITECTURE = 5  # counted up when a network of the same sizes, or a level, comes to mean something else
 POSTERIOR_REACH = 1  # rows beyond its own that a posterior looks at
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
 DOWN_GAIN = 0.5  # initial gain of a downsampling: a flat area has the same value at every stride
-BAND_BYTES = 4 << 20  # of a block's input that a CPU works on at a time
-RAW_SCALE = 16.0  # scale indices per unit of the prior network's second output
+BAND = 1 << 19  # values of a block's input that a CPU works on at a time, about
+RAW_SCALE = 16  # scale indices per unit of the prior network's second output
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of a latent, or of a band of h rows of it, before it is decoded. w is W/s."""
+    """What is known of a latent, or of a band of h rows of it, before it is decoded. w is W/s.
+
+    From a frozen path feature and mean are int16 and steps int32, in units; from any other all is in floating point.
+    """
 
     layer: int  # 0 is the coarsest
     top: int  # its first row
@@ -96,7 +111,7 @@ class Prior:
     above: int  # rows of the feature that belong to the neighbouring bands
     below: int
     mean: Tensor  # (B, c, h, w)
-    scale_index: Tensor  # (B, c, h, w) integer in 0..SCALE_LEVELS-1 when exact, continuous in training
+    scale_index: Tensor  # (B, c, h, w) uint8, 0..SCALE_LEVELS-1, when exact, continuous in training
     step: Tensor  # (B, c, 1, 1) quantization step
 
     def inside(self, x: Tensor) -> Tensor:
@@ -113,12 +128,7 @@ def full_precision(conv: nn.Conv2d, x: Tensor) -> Tensor:
     bfloat16's 8 bits would lose more than a quantization step; only the insides of the residual blocks are spared it.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return conv(x.to(conv.weight.dtype))
-
-
-def leaky(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 1/8, exact on a dyadic grid."""
-    return F.leaky_relu(x, 0.125)
+        return conv(x.to(conv.weight.dtype) if x.is_floating_point() else x)
 
 
 class Block(nn.Module):
@@ -130,7 +140,7 @@ class Block(nn.Module):
         self.reduce = ExactConv2d(channels, hidden)
         self.spatial = ExactConv2d(hidden, hidden, 3)
         self.expand = ExactConv2d(hidden, channels)
-        self.gain = QualityTable(hidden, knots, start=1.0)
+        self.gain = QualityTable(hidden, knots, start=1.0, limit=32.0)
         self.shift = QualityTable(hidden, knots)
         self.snap = snap
         nn.init.zeros_(self.expand.weight)  # every block starts as the identity
@@ -141,7 +151,7 @@ class Block(nn.Module):
         gain, shift = self.gain(quality), self.shift(quality)
         height = x.shape[2]
         last = height if last is None else last
-        rows = BAND_BYTES // (x.nbytes // height)
+        rows = BAND // (x.numel() // height)
         if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= last - first:
             return self._rows(x, gain, shift, first, last)
         # What is larger than the caches goes through in bands: memory that stays warm costs less than arithmetic.
@@ -156,11 +166,21 @@ class Block(nn.Module):
         """Rows top..bottom-1 of the result, which depend on one row more of x on either side."""
         snap = self.snap
         first = max(top - 1, 0)
+        if self.spatial.runs_in_tiles(x):
+            return self._tiles(x, gain, shift, (top, bottom, first, min(bottom + 1, x.shape[2])))
         y = snap(leaky(snap(self.reduce(x[:, :, first : bottom + 1]))))
         y = snap(self.spatial(y)[:, :, top - first : bottom - first])
-        y = snap(leaky(snap(y * gain.to(y.dtype) + shift.to(y.dtype))))
+        y = snap(leaky(snap(scale_and_shift(y, gain, shift))))
         # One type on both sides: torch adds mixed types slowly.
-        return snap(x[:, :, top:bottom] + snap(self.expand(y)).to(x.dtype))
+        return snap(add(x[:, :, top:bottom], snap(self.expand(y)).to(x.dtype)))
+
+    def _tiles(self, x: Tensor, gain: Tensor, shift: Tensor, rows: tuple[int, int, int, int]) -> Tensor:
+        """`_rows` of units on CUDA, in three kernels. gain, shift: (B, C/2, 1, 1), or (1, C/2, 1, 1) for all."""
+        from .kernels.convolve import residual_block
+
+        weights = (part.tile_weights for part in (self.reduce, self.spatial, self.expand))
+        tables = (t.flatten(1).expand(len(x), -1).contiguous() for t in (table_units(gain), rounding_shift(shift)))
+        return residual_block(x, *weights, *tables, TABLE_BITS, rows)
 
 
 def _linear_start(conv: nn.Conv2d, gain: float = 1.0) -> nn.Conv2d:
@@ -184,9 +204,9 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the resolution: 1x1, then pixel shuffle."""
 
-    def __init__(self, in_channels: int, out_channels: int, snap: nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, snap: nn.Module, *, wide: bool = False):
         super().__init__()
-        self.mix = _linear_start(ExactConv2d(in_channels, 4 * out_channels), 1 / DOWN_GAIN)
+        self.mix = _linear_start(ExactConv2d(in_channels, 4 * out_channels, wide=wide), 1 / DOWN_GAIN)
         self.snap = snap
 
     def forward(self, x: Tensor) -> Tensor:
@@ -312,7 +332,7 @@ class LatentLayer(nn.Module):
         nn.init.zeros_(self.prior.bias)
         places = torch.linspace(0.0, 1.0, knots)[:, None]
         log_step = log_step_start(latent.stride, places)  # (knots, 1)
-        self.step = Step(latent.channels, knots, log_step)
+        self.step = Step(latent.channels, knots, log_step, limit=32.0)
         # An index counts the logarithm of (deviation / step): as the step shrinks with quality, the index grows.
         log_ratio = log_step_start(latent.stride, 0.0) - log_step - math.log(SCALE_MIN)
         self.scale_shift = QualityTable(latent.channels, knots, log_ratio / LOG_SCALE_STEP)
@@ -329,14 +349,21 @@ class LatentLayer(nn.Module):
         entered.forget_above(bottom - POSTERIOR_REACH if bottom < height else height)
         inside = cut(feature, top - first, bottom - first)
         mean, raw = self.snap(full_precision(self.prior, inside)).chunk(2, dim=1)
-        index = raw * RAW_SCALE + self.scale_shift(quality)
-        if self.snap.exact:
-            index = round_half_up(index).clamp(0, SCALE_LEVELS - 1)
-        return Prior(self.index, top, feature, top - first, last - bottom, mean, index, self.step(quality))
+        index, step = self.scale_index(raw, self.scale_shift(quality)), self.step(quality)
+        if not mean.is_floating_point():
+            step = table_units(step)
+        return Prior(self.index, top, feature, top - first, last - bottom, mean, index, step)
+
+    def scale_index(self, raw: Tensor, shift: Tensor) -> Tensor:
+        """RAW_SCALE * raw + shift; of units the index of a table. raw: (B, c, h, w); shift: (B, c, 1, 1)."""
+        if raw.is_floating_point():
+            return RAW_SCALE * raw + shift
+        index = RAW_SCALE * raw.to(torch.int32) + (table_units(shift) + (1 << TABLE_BITS - 1))
+        return (index >> TABLE_BITS).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
 
     def absorb(self, prior: Prior, z: Tensor) -> Tensor:
         """The feature (B, C, h, w) once the latent z (B, c, h, w) is known."""
-        return self.snap(prior.inside(prior.feature) + self.snap(full_precision(self.project, z)))
+        return self.snap(add(prior.inside(prior.feature), self.snap(full_precision(self.project, z))))
 
 
 class TopDown(nn.Module):
@@ -378,7 +405,7 @@ class TopDown(nn.Module):
         heights = [height // latent.stride for latent in self.config.latents]
         steps = steps or [(index, 0, rows) for index, rows in enumerate(heights)]
         start = self.start[None, :, None, None].expand(len(qualities), -1, height // MAX_STRIDE, width // MAX_STRIDE)
-        after = [Rows(rows, packed=True) for rows in heights]  # the feature after each latent
+        after = [Rows(rows) for rows in heights]  # the feature after each latent
         after[-1] = after[-1] if last is None else last
         entered = [
             layer.enter(h, qualities[:, layer.index], chunk)
@@ -399,24 +426,23 @@ class TopDown(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """From the last top-down feature to pixels. Floating point."""
+    """From the last top-down feature to pixels. Exact once frozen."""
 
     def __init__(self, config: Config):
         super().__init__()
-        stride, self.strides = config.latents[-1].stride, []
+        stride, self.strides, self.snap = config.latents[-1].stride, [], Snap()
         self.ups, self.stages = nn.ModuleDict(), nn.ModuleDict()
         while True:
             self.strides.append(stride)
             blocks = [
-                Block(config.widths[stride], config.knots, nn.Identity())
-                for _ in range(config.synthesis_blocks[stride])
+                Block(config.widths[stride], config.knots, self.snap) for _ in range(config.synthesis_blocks[stride])
             ]
             self.stages[str(stride)] = nn.ModuleList(blocks)
             if stride == PIXEL_STRIDE:
                 break
-            self.ups[str(stride // 2)] = Up(config.widths[stride], config.widths[stride // 2], nn.Identity())
+            self.ups[str(stride // 2)] = Up(config.widths[stride], config.widths[stride // 2], self.snap, wide=True)
             stride //= 2
-        self.out = nn.Conv2d(config.widths[PIXEL_STRIDE], 3 * PIXEL_STRIDE**2, 3, padding=1)
+        self.out = ExactConv2d(config.widths[PIXEL_STRIDE], 3 * PIXEL_STRIDE**2, 3, wide=True)
         with torch.no_grad():  # start as the 1x1 map that the encoder's stem starts as
             nn.init.zeros_(self.out.bias)
             self.out.weight.zero_()
@@ -434,7 +460,7 @@ class Synthesis(nn.Module):
             x = through(self.stages[str(stride)], entered, quality, chunk)
 
         def compute(around: Tensor, first: int, last: int) -> Tensor:
-            return cut(full_precision(self.out, around), first, last)
+            return self.snap(cut(full_precision(self.out, around), first, last))
 
         return looking_further(x, compute, chunk)
 
@@ -451,7 +477,14 @@ class Synthesis(nn.Module):
 
 def pixels_of(patches: Tensor) -> Tensor:
     """(B, 48, h, w) -> (B, 3, 4 h, 4 w), nominally in [0, 1]."""
-    return F.pixel_shuffle(patches, PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+    return F.pixel_shuffle(to_values(patches), PIXEL_STRIDE) / PIXEL_SCALE + 0.5
+
+
+def samples_of(patches: Tensor, white: int) -> Tensor:
+    """(B, 48, h, w) in units -> (B, 3, 4 h, 4 w) int32, 0..white: `pixels_of` times `white`, rounded half up."""
+    half = int(PIXEL_SCALE / 2) << ACTIVATION_BITS  # half of the range of a sample, in units
+    units = F.pixel_shuffle(patches, PIXEL_STRIDE).clamp(-half, half).to(torch.int32)
+    return (units * white + half * (white + 1)) >> ACTIVATION_BITS + 2  # log2 of 2 * half
 
 
 class HierarchicalVAE(nn.Module):
@@ -479,9 +512,12 @@ def descend(walk: Generator[Prior, Tensor, Rows], choose: Callable[[Prior], Tens
         return stop.value
 
 
-def dequantize(prior: Prior, levels: Tensor, snap: nn.Module) -> Tensor:
-    """z = mean + step * level / 2, on the grid. levels: (B, c, h, w), integers in the prior's dtype."""
-    return snap(prior.mean + prior.step * (0.5 * levels))
+def dequantize(prior: Prior, levels: Tensor, snap: Snap) -> Tensor:
+    """z = mean + step * level / 2, of units rounded half up. levels: (B, c, h, w), whole numbers of any type."""
+    if prior.mean.is_floating_point():
+        return snap(prior.mean + prior.step * (0.5 * levels))
+    doubled = levels.to(torch.int32).mul(prior.step).add_(prior.mean, alpha=2)  # below 2^15 * 2^15 + 2^16
+    return snap(doubled.add_(1).bitwise_right_shift_(1))
 
 
 def scale_of(scale_index: Tensor) -> Tensor:

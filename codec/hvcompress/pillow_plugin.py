@@ -28,9 +28,9 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from .container import ALPHA, ICC, MAGIC, parse, read_ends
+from .container import ALPHA, MAGIC, parse, read_ends
 from .errors import HvcompressError, UsageError
-from .metadata import EXIF_PREFIX, unpack_metadata
+from .metadata import EXIF_PREFIX, unpack_icc, unpack_metadata
 
 FORMAT, SUFFIX, MIME = "HVCI", ".hvci", "image/x-hvci"
 
@@ -47,12 +47,13 @@ class HvciImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         with _pillow_errors():
             header, chunks = read_ends(self.fp)
+            profile = unpack_icc(chunks)
         self._size = header.width, header.height
         self._mode = ("L" if header.gray else "RGB") + ("A" if ALPHA in chunks else "")
         exif, xmp = unpack_metadata(chunks)
         found = {
             "quality": header.quality,
-            "icc_profile": chunks.get(ICC),
+            "icc_profile": profile,
             "exif": EXIF_PREFIX + exif if exif else None,
             "xmp": xmp,
         }

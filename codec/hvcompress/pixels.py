@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import plan
-from .network import PIXEL_STRIDE, Encoder, Synthesis, pixels_of
+from .network import PIXEL_STRIDE, Encoder, Synthesis, samples_of
 from .plan import padded
 from .rows import Rows
-
-_tf32 = threading.Lock()  # cuDNN's flags are global
 
 
 def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
@@ -63,17 +58,6 @@ class Features:
         self._rows[stride].forget_above(row)
 
 
-def _in_float32(h: Rows) -> Rows:
-    """The same map for a network in floating point; nobody else reads it."""
-
-    def make(first: int, last: int) -> Tensor:
-        taken = h.take(first, last).float()
-        h.forget_above(last)
-        return taken
-
-    return Rows(h.height, make)
-
-
 class Painter:
     """Pixels from the last feature of the exact path, as soon as its rows are there, which are then forgotten."""
 
@@ -93,13 +77,13 @@ class Painter:
         gray: all planes become the rounded mean of the three. rows, columns: a part of the picture; else all of it.
         bits: per sample, 8 or 16.
         """
-        self._synthesis, self._h, self._gray, self._device = synthesis, h, gray, quality.device
+        self._synthesis, self._h, self._gray = synthesis, h, gray
         self._width, self._columns = size[1], columns
         self._height = padded(size[0]) // PIXEL_STRIDE
         chunk = plan.chunk(*map(padded, size))
-        self._patches = synthesis.patches(_in_float32(h), quality, chunk)
+        self._patches = synthesis.patches(h, quality, chunk)
         self._first, self._last = rows or (0, size[0])
-        self._type, self._white = (np.uint8, 255.0) if bits == 8 else (np.uint16, 65535.0)
+        self._type, self._white = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
         self.pixels = np.empty((self._last - self._first, len(range(size[1])[columns]), 3), self._type)
         end = -(-self._last // PIXEL_STRIDE)
         step = chunk or end
@@ -112,14 +96,9 @@ class Painter:
             self._paint(*self._bands.pop(0))
 
     def _paint(self, top: int, bottom: int) -> None:
-        # cuDNN's default, TF32, has 10-bit mantissas: pixels would differ from the CPU's by more than one level.
-        cuda = self._device.type == "cuda"
-        exactly = torch.backends.cudnn.flags(allow_tf32=False) if cuda else nullcontext()
-        with _tf32 if cuda else nullcontext(), exactly:
-            output = pixels_of(self._patches.take(top, bottom))
+        samples = samples_of(self._patches.take(top, bottom), self._white)[0, :, :, : self._width]
         self._patches.forget_above(bottom)
-        values = (output[0, :, :, : self._width] * self._white).round().clamp(0, self._white)
-        values = values.to(torch.uint8 if self._type == np.uint8 else torch.int32)  # less to copy from a GPU
+        values = samples.to(torch.uint8) if self._type == np.uint8 else samples  # less to copy from a GPU
         band = values.permute(1, 2, 0).cpu().numpy()[:, self._columns]
         a, b = max(self._first, PIXEL_STRIDE * top), min(self._last, PIXEL_STRIDE * bottom)
         band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, ACTIVATION_MAX, from_units
+from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, ACTIVATION_MAX, to_values
 
 Make = Callable[[int, int], Tensor]  # (first, last) -> rows first.. of a map, at least to last-1, (B, C, n, w)
 
@@ -45,8 +45,8 @@ class Rows:
 
     def __init__(self, height: int, make: Make | None = None, chunk: int | None = None, *, packed: bool = False):
         """make: gives rows that are not there yet; None: they are added. chunk: how many rows to make at a time, about;
-        None: all that are asked for. packed: keep values in 16 bits, multiples of 2^-10: exactly, if they lie on that
-        grid. A map that is made all at once is kept as it is.
+        None: all that are asked for. packed: keep floating-point values in 16 bits, as the nearest multiples of 2^-10.
+        A map that is made all at once is kept as it is.
         """
         self.height = height
         self._make, self._chunk, self.packed = make, chunk or height, packed
@@ -69,7 +69,7 @@ class Rows:
         if self._known not in (None, top):
             raise ValueError(f"row {top} was added where row {self._known} comes next")
         values = band
-        if self.packed and band.shape[2] < self.height:
+        if self.packed and band.is_floating_point() and band.shape[2] < self.height:
             units = (band * 2.0**ACTIVATION_BITS).round_()
             unit_range = (-ACTIVATION_LIMIT * 2.0**ACTIVATION_BITS, ACTIVATION_MAX * 2.0**ACTIVATION_BITS)
             values = units.clamp_(*unit_range).to(torch.int16)
@@ -87,7 +87,7 @@ class Rows:
             a, b = max(first, band.top), min(last, band.bottom)
             if a < b:
                 piece = cut(band.values, a - band.top, b - band.top)
-                pieces.append(from_units(piece).to(band.dtype) if piece.dtype == torch.int16 else piece)
+                pieces.append(to_values(piece, band.dtype) if piece.dtype != band.dtype else piece)
         if sum(piece.shape[2] for piece in pieces) != last - first:
             raise ValueError(f"rows {first}..{last - 1} are not all there")
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)

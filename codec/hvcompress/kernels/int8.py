@@ -1,19 +1,17 @@
-"""3x3 convolutions of 16-bit integers on a CPU, by dot products of 8-bit integers summed in 32 bits.
+"""Convolutions of 16-bit integers with 8-bit weights, by products of bytes.
 
-Activations and weights are split into bytes,
+An activation is split into digits, of which the highest is signed and the others are not:
 
-    x = 256 x_h + x_l + 128        w = 256 w_h + w_l        each of x_h, x_l, w_h, w_l in -128..127
+    x = 256 x_1 + x_0                      so that        sum x m = 256 sum x_1 m + sum x_0 m
+    x = 2^14 x_2 + 2^7 x_1 + x_0           or             sum x m = 2^14 sum x_2 m + 2^7 sum x_1 m + sum x_0 m
 
-so that with sums over the taps and channels of a patch
+`plain_sums` computes the sums over the taps and channels of a patch, in two digits, as matrix products in float32, on
+any device: as long as 255 sum |m| < 2^24 they are exact (`exact.prove`). `sums` has them computed by instructions that
+processors have for products of bytes (VNNI, AMX, AVX2), which do several times the work, in oneDNN's convolutions of
+quantized tensors. AVX2 adds two products in 16 bits, where they may saturate; with digits of 7 bits they cannot.
 
-    sum x w = 2^16 sum x_h w_h + 2^8 (sum x_h w_l + sum x_l w_h) + sum x_l w_l + 128 sum w
-
-The four sums on the right are one matrix product of bytes, for which processors have instructions (VNNI, AMX) that do
-many times the work of those for float64. Sums of n products stay below 2^15 n in magnitude, so they are exact in int32
-as long as n < 2^16, and what is made of them is exact in float64.
-
-An instruction set without VNNI may saturate at 16 bits on the way, and a library may fall back to something slow. So
-`pays` tries, once per process, the worst cases and the clock.
+A library may lack these convolutions, or fall back to something slow. So `digits` tries, once per process, the worst
+cases and the clock.
 """
 
 from __future__ import annotations
@@ -28,81 +26,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TAPS = 9
-WEIGHT_MIN, WEIGHT_MAX = -128 * 256, 127 * 256 + 127  # what two bytes hold as above
-BYTE_ORDER = torch.tensor([1], dtype=torch.int16).view(torch.int8).argmax().item()  # 0: the low byte comes first
-
 
 @dataclass(frozen=True)
 class ByteWeights:
-    """Weights of a 3x3 convolution from C to O channels."""
+    """Weights of a convolution, as oneDNN wants them, and the bits of the digits that they are multiplied with."""
 
-    matrix: Tensor  # (2 O, 9 C) int8: w_h of all output channels, then w_l; columns run over taps, then channels
-    bias: Tensor  # (O, 1) float64 integers: bias + 128 sum w
-
-
-def split(weight: Tensor, bias: Tensor) -> ByteWeights | None:
-    """(O, C, 3, 3) and (O,) of integers in any type -> their bytes, or None where they do not fit."""
-    outputs, channels = weight.shape[:2]
-    if weight.min() < WEIGHT_MIN or weight.max() > WEIGHT_MAX or TAPS * channels >= 1 << 16:
-        return None
-    flat = weight.to(torch.int16).permute(0, 2, 3, 1).reshape(outputs, TAPS * channels)
-    matrix = torch.empty(2 * outputs, TAPS * channels, dtype=torch.int8)
-    matrix[:outputs].copy_((flat + 128) >> 8)
-    matrix[outputs:].copy_(flat.view(torch.int8)[:, BYTE_ORDER::2])  # the low byte, which counts from -128 to 127
-    return ByteWeights(matrix, (bias.double() + 128.0 * flat.sum(1))[:, None])
+    packed: Tensor
+    ones: Tensor  # (O,) float32: the scales of quantized weights, which are all 1 here
+    zeros: Tensor  # (O,) int32: their zero points
+    padding: int
+    bits: int  # 8 or 7
 
 
-def _patches(x: Tensor) -> Tensor:
-    """(B, C, H, W) int16 -> (9 C, 2 B H W) int8: the bytes x_h of all patches, then x_l."""
-    batch, channels, height, width = x.shape
-    data = x.contiguous().view(torch.int8).unflatten(-1, (width, 2)).transpose(0, 1)  # (C, B, H, W, 2)
-    planes = torch.empty(2, channels, batch, height + 2, width + 2, dtype=torch.int8)
-    planes[0].fill_(0)  # x = 0 around the picture
-    planes[1].fill_(-128)
-    inner = planes[..., 1:-1, 1:-1]
-    inner[0].copy_(data[..., 1 - BYTE_ORDER])
-    torch.bitwise_xor(data[..., BYTE_ORDER], -128, out=inner[1])  # the low byte, less 128
-    half, channel, image, row, column = planes.stride()
-    taps = planes.as_strided(
-        (3, 3, channels, 2, batch, height, width), (row, column, channel, half, image, row, column)
-    )
-    return taps.reshape(TAPS * channels, 2 * batch * height * width)
+def pack(mantissa: Tensor, bits: int) -> ByteWeights:
+    """mantissa: (O, C, k, k) int8."""
+    outputs, padding = len(mantissa), mantissa.shape[2] // 2
+    ones, weights = torch.ones(outputs), mantissa.cpu().contiguous(memory_format=torch.channels_last)
+    packed = torch.ops.onednn.qconv_prepack(weights, ones, 1.0, 0, [1, 1], [padding] * 2, [1, 1], 1, None)
+    return ByteWeights(packed, ones, torch.zeros(outputs, dtype=torch.int32), padding, bits)
 
 
-def convolve(x: Tensor, weights: ByteWeights) -> Tensor:
-    """(B, C, H, W) int16 -> (B, O, H, W) float64 integers: the convolution with zero padding, plus bias, exactly."""
+def sums(x: Tensor, weights: ByteWeights) -> Tensor:
+    """(B, C, H, W) int16 -> (B, O, H, W) int32, channels last in memory: the convolution with zero padding, exactly."""
+    x, bits = x.contiguous(memory_format=torch.channels_last), weights.bits
+    highest = bits if bits == 8 else 2 * bits
+    zero = 1 << 15 - highest  # what the highest digit is raised by, so as not to be negative
+    total = _products((x >> highest).add_(zero), zero, weights)
+    if highest != bits:
+        total = _products((x >> bits).bitwise_and_((1 << bits) - 1), 0, weights).add_(total, alpha=1 << bits)
+    lowest = x if bits == 8 else x & (1 << bits) - 1  # a conversion to uint8 keeps the lower byte
+    return _products(lowest, 0, weights).add_(total, alpha=1 << bits)
+
+
+def _products(digit: Tensor, zero: int, weights: ByteWeights) -> Tensor:
+    """(B, C, H, W), of which the lower bytes count, meaning digit - zero -> (B, O, H, W) int32."""
+    around, along = [weights.padding] * 2, [1, 1]
+    return torch.ops.onednn.qconv2d_pointwise(
+        digit.to(torch.uint8), 1.0, zero, weights.packed, weights.ones, weights.zeros, None, along, around, along, 1,
+        1.0, 0, torch.float32, "none", [], "",
+    ).to(torch.int32)  # fmt: skip
+
+
+def plain_sums(x: Tensor, mantissa: Tensor) -> Tensor:
+    """What `sums` gives, on any device. x: (B, C, H, W) int16; mantissa: (O, C, k, k) int8 -> (B, O, H, W) int32."""
     batch, _, height, width = x.shape
-    outputs, count = len(weights.bias), batch * height * width
-    sums = torch._int_mm(weights.matrix, _patches(x))  # (2 O, 2 B H W) int32
-    of_high, of_low = sums[:, :count], sums[:, count:]
-    y = of_high[:outputs].double().mul_(256.0).add_(of_high[outputs:] + of_low[:outputs])
-    y.mul_(256.0).add_(of_low[outputs:]).add_(weights.bias)
-    return y.view(outputs, batch, height, width).transpose(0, 1)
+    outputs, k = len(mantissa), mantissa.shape[2]
+    with torch.autocast(x.device.type, enabled=False):
+        halves = torch.cat((x >> 8, x & 255)).float()  # (2 B, C, H, W)
+        patches = halves.flatten(2) if k == 1 else F.unfold(halves, k, padding=k // 2)
+        high, low = torch.matmul(mantissa.flatten(1).float(), patches).to(torch.int32).chunk(2)
+    return low.add_(high, alpha=256).view(batch, outputs, height, width)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What `convolve` must equal, for one picture: (1, C, H, W), (O, C, 3, 3), (O,), all float64 integers."""
-    height, width = x.shape[2:]
-    y = weight.flatten(1) @ F.unfold(x, 3, padding=1)[0] + bias[:, None]
-    return y.view(1, -1, height, width)
-
-
-def _exact() -> bool:
+def _exact(bits: int) -> bool:
     """Whether sums of the largest products of either sign come out right, and everything between."""
     generator = torch.Generator().manual_seed(0)
 
-    def cases(shape: tuple[int, ...], *values: int) -> list[Tensor]:
+    def cases(shape: tuple[int, ...], values: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         mixed = torch.randint(min(values), max(values) + 1, shape, generator=generator)
-        return [mixed, *(torch.full(shape, value) for value in values)]
+        return [case.to(dtype) for case in (mixed, *(torch.full(shape, value) for value in values))]
 
-    bias = torch.arange(21) << 20
-    for weight in cases((21, 128, 3, 3), WEIGHT_MIN, -127 * 256 - 128, WEIGHT_MAX):
-        weights = split(weight, bias)
-        for x in cases((1, 128, 5, 7), -(1 << 15), (1 << 15) - 1):
-            expected = _plain(x.double(), weight.double(), bias.double())
-            if not torch.equal(convolve(x.to(torch.int16), weights), expected):
-                return False
+    for kernel, channels in ((1, 256), (3, 56)):
+        for mantissa in cases((21, channels, kernel, kernel), (-127, 127), torch.int8):
+            weights = pack(mantissa, bits)
+            for x in cases((1, channels, 5, 7), (-(1 << 15), -1, (1 << 15) - 1), torch.int16):
+                if not torch.equal(sums(x, weights), plain_sums(x, mantissa)):
+                    return False
     return True
 
 
@@ -120,19 +109,16 @@ def _faster(one: Callable[[], object], other: Callable[[], object], runs: int = 
 
 
 @lru_cache
-def pays() -> bool:
-    """Whether this machine computes `convolve` exactly, and faster than the plain way. Tried once per process."""
-    if not hasattr(torch, "_int_mm"):
-        return False
+def digits() -> int | None:
+    """Bits of the digits, 8 or 7, with which this machine computes `sums` exactly, and faster than the plain way; None
+    where there are none. Tried once per process."""
+    x, mantissa = torch.ones(1, 80, 24, 32, dtype=torch.int16), torch.ones(80, 80, 3, 3, dtype=torch.int8)
     with torch.inference_mode():
         try:
-            if not _exact():
-                return False
-        except RuntimeError:  # not made for this processor
-            return False
-        x, weight, bias = torch.ones(1, 80, 24, 32), torch.ones(80, 80, 3, 3), torch.ones(80)
-        weights = split(weight, bias)
-        return _faster(
-            lambda: convolve(x.to(torch.int16), weights),
-            lambda: _plain(x.double(), weight.double(), bias.double()),
-        )
+            bits = next((bits for bits in (8, 7) if _exact(bits)), None)
+        except (RuntimeError, AttributeError):  # not made for this processor, or not in this release of torch
+            return None
+        if bits is None:
+            return None
+        weights = pack(mantissa, bits)
+        return bits if _faster(lambda: sums(x, weights), lambda: plain_sums(x, mantissa)) else None

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..trellis import CAME_EVEN, CAME_ODD, STATES
+from .convolve import on
 
 
 @triton.jit
@@ -53,5 +54,6 @@ def search(costs: Tensor) -> Tensor:
     length, _, count = costs.shape
     ways = torch.empty(count, length, STATES, dtype=torch.uint8, device=costs.device)
     branches = torch.empty(length, count, dtype=torch.uint8, device=costs.device)
-    _viterbi[(count,)](costs, _came(costs.device), ways, branches, length, count, STATES)
+    with on(costs.device):
+        _viterbi[(count,)](costs, _came(costs.device), ways, branches, length, count, STATES)
     return branches.long()

@@ -32,8 +32,8 @@ def card(config: dict, notes: str) -> str:
         f"## On {config['held_out_pictures']} held-out photographs",
         "",
         "Estimated rate of quantized latents (Gaussian tables), 256 px centre crops of the photographs "
-        "at 0.6 of their size. The grid's cost is the change of bits + lambda x squared error by moving the top-down "
-        "path to fixed point, as a share of the rate.",
+        "at 0.6 of their size. The grid's cost is the change of bits + lambda x squared error by moving the decoder "
+        "to integers, as a share of the rate.",
         "",
         "| quality | bpp | PSNR [dB] | "
         + " | ".join(f"layer {n}" for n in range(1, len(layers) + 1))

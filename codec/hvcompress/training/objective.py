@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from ..analysis.information import uniform_stratified
+from ..exact import to_values
 from ..model import Parts
-from ..network import HierarchicalVAE, Prior, descend
+from ..network import HierarchicalVAE, Prior, dequantize, descend
 from ..quality import LAMBDA_MAX, LAMBDA_MIN, LEVELS
 from ..rate import bits
 from ..trellis import level_bits, quantize
@@ -96,9 +97,10 @@ def evaluate(
         nonlocal penalty
         layer = prior.layer
         encoded = features[model.topdown.config.latents[layer].stride]
-        mean = model.encoder.posteriors[layer](prior.feature.to(encoded.dtype), encoded, qualities[:, layer])
-        step = prior.step.float()
-        residual = (mean.float() - prior.mean.float()) / step  # (B, c, H/s, W/s), in steps
+        feature = to_values(prior.feature, encoded.dtype)
+        mean = model.encoder.posteriors[layer](feature, encoded, qualities[:, layer])
+        expected, step = to_values(prior.mean), to_values(prior.step)
+        residual = (mean.float() - expected) / step  # (B, c, H/s, W/s), in steps
         levels, shifted = quantize(residual, prior.scale_index)
         rate = level_bits(levels, shifted, prior.scale_index)
         if noise is not None:
@@ -110,11 +112,13 @@ def evaluate(
         if beta_tc and layer + 1 in beta_tc:
             correlation = total_correlation(mean.float(), step, images, noise)
             penalty = penalty + (beta_tc[layer + 1] - 1.0) * correlation / pixels
+        if not prior.mean.is_floating_point():
+            return dequantize(prior, levels, model.topdown.snap)
         straight_through = residual + (0.5 * levels - residual).detach()
-        return model.topdown.snap(prior.mean.float() + step * straight_through)
+        return model.topdown.snap(expected + step * straight_through)
 
     h = descend(model.topdown.walk(qualities, *image.shape[-2:]), choose).all()
-    output = model.synthesis(h.to(image.dtype), quality).float()
+    output = model.synthesis(h.to(image.dtype) if h.is_floating_point() else h, quality).float()
     mse = (output - image)[:, :, :height, :width].square().mean((1, 2, 3))  # (B,)
     rate = torch.stack(rates, 1)  # (B, L)
     lam = lambdas(quality)

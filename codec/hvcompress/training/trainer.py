@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from ..exact import train_as_stored
 from ..model import find_model
 from ..network import MAX_STRIDE, Config, HierarchicalVAE, count_parameters
+from ..precision import autocast, fast_precision
 from ..quality import LEVELS
 from . import data, objective
 from .klt import start_as_klt
 from .muon import Muon
-from .precision import autocast, fast_precision
 from .ranks import ALONE, Ranks, joined
 from .warm import start_from_model
 
@@ -380,6 +381,10 @@ def train(
         if ranks.sum(run.step, device) != ranks.count * run.step:
             raise InputError(f"{where}: not all processes see the same checkpoint; it must lie on shared storage")
         ranks.share([*run.model.parameters(), *run.average.parameters()])  # from here on no process is behind
+        if run.decay_start is not None:  # what is to be shipped learns to live with stored weights
+            for model in (run.model, run.average):
+                train_as_stored(model.topdown)
+                train_as_stored(model.synthesis)
         end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
         images, reporter = ranks.sum(len(crops.images), device), None
         if ranks.leads:

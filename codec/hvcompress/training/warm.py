@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..exact import ACTIVATION_BITS, BIAS_BITS, TABLE_BITS, WEIGHT_BITS, ExactConv2d, QualityTable
+from ..exact import ACTIVATION_BITS, BIAS_BITS, TABLE_BITS, ExactConv2d, QualityTable, weight_scale
 from ..model import ModelFolder, part_of, read_tensors
 from ..network import HierarchicalVAE, Step
 from ..quality import interpolation
@@ -26,16 +26,17 @@ def knots_through(table: Tensor, knots: int) -> Tensor:
     return torch.linalg.lstsq(hats, table.double()).solution.float()
 
 
-def thawed(topdown: nn.Module, integers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point state of a top-down path from its stored grid values (`exact.to_integers`)."""
+def thawed(path: nn.Module, integers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point state of an exact path from its stored integers (`exact.to_integers`)."""
 
     def values(name: str, bits: int) -> Tensor:
         return integers[name].double() * 2.0**-bits
 
-    state = {"start": values("start", ACTIVATION_BITS).float()}
-    for name, part in topdown.named_modules():
+    state = {"start": values("start", ACTIVATION_BITS).float()} if "start" in integers else {}
+    for name, part in path.named_modules():
         if isinstance(part, ExactConv2d) and f"{name}.weight" in integers:
-            state[f"{name}.weight"] = values(f"{name}.weight", WEIGHT_BITS).float()
+            scale = weight_scale(integers[f"{name}.exponent"], part.bits)
+            state[f"{name}.weight"] = integers[f"{name}.weight"] * scale
             state[f"{name}.bias"] = values(f"{name}.bias", BIAS_BITS).float()
         elif isinstance(part, QualityTable) and f"{name}.table" in integers:
             curve = values(f"{name}.table", TABLE_BITS)
@@ -50,12 +51,15 @@ def start_from_model(model: HierarchicalVAE, folder: ModelFolder) -> None:
     width, has other layers, or is deeper than the network.
     """
     tensors = read_tensors(folder)
-    integers = part_of(tensors, "topdown.")
-    topdown = thawed(model.topdown, integers)
-    state = {f"topdown.{name}": value for name, value in topdown.items()}
-    state |= {name: value.float() for name, value in tensors.items() if name.startswith(("encoder.", "synthesis."))}
+    state = {name: value.float() for name, value in tensors.items() if name.startswith("encoder.")}
+    strange = []
+    for prefix, path in (("topdown.", model.topdown), ("synthesis.", model.synthesis)):
+        integers = part_of(tensors, prefix)
+        values = thawed(path, integers)
+        state |= {prefix + name: value for name, value in values.items()}
+        trained = {name: name.replace(".table", ".knots").replace(".exponent", ".weight") for name in integers}
+        strange += [name for name in integers if trained[name] not in values]
     own = model.state_dict()
-    strange = [name for name in integers if name.replace(".table", ".knots") not in topdown]
     strange += [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
     strange += [name for name in own if name not in state and not BLOCK.search(name)]
     if strange:

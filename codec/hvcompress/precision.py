@@ -1,4 +1,4 @@
-"""In which floating-point type a device trains."""
+"""In which floating-point type a device computes what need not be exact: training, the encoder, pixels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def fast_precision(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which convolutions run in `fast_precision`."""
+    """A context in which the insides of residual blocks run in `fast_precision`, the rest in float32."""
     precision = fast_precision(device)
     return nullcontext() if precision is torch.float32 else torch.autocast(device.type, precision)

@@ -1,0 +1,111 @@
+"""Everything that needs a CUDA device, in one go: do the same bits come out, and how fast?
+
+    python benchmarks/gpu.py DIR [--device cuda:N]       # DIR holds photographs
+
+1. the tests that are marked `cuda`;
+2. files made on the CPU are decoded on the device, and the other way round (`exactness.py`);
+3. decoding with and without the kernels of Triton, for one picture and for many at once;
+4. `speed.py` on the device, beside the other codecs.
+
+Ends with exit code 1 where a test fails or a bit differs; then nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "codec"), str(HERE)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from hvcompress.codec import Codec, load_model  # noqa: E402
+from hvcompress.exact import ExactConv2d  # noqa: E402
+from hvcompress.image_io import read_picture  # noqa: E402
+from speed import QUALITY, picture  # noqa: E402
+
+SIZES = (768, 512), (1920, 1080)
+AT_ONCE = 8  # pictures, each in a thread of its own: the range coder of one works while another is on the device
+
+
+def run(*command: object) -> None:
+    """A step that must succeed, told with its command."""
+    line = [sys.executable, *map(str, command)]
+    print("\n$ " + " ".join(["python", *line[1:]]), flush=True)
+    if subprocess.run(line, cwd=HERE.parent).returncode:
+        sys.exit(1)
+
+
+def same_bits(device: str) -> None:
+    """Files cross between the CPU and the device, both ways."""
+    for made, read in (("cpu", device), (device, "cpu")):
+        with tempfile.TemporaryDirectory() as folder:
+            run(HERE / "exactness.py", "--write", folder, "--device", made)
+            run(HERE / "exactness.py", "--check", folder, "--device", read)
+
+
+def without_tiles(codec: Codec) -> dict[ExactConv2d, object]:
+    """Take the kernels away; what is returned gives them back."""
+    kept = {part: part.tile_weights for part in codec._topdown.modules() if isinstance(part, ExactConv2d)}
+    for part in kept:
+        part.tile_weights = None
+    return kept
+
+
+def seconds(work, rounds: int = 5) -> float:
+    work()
+    spent = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent))
+
+
+def kernels_gain(folder: Path, device: str) -> None:
+    codec = load_model(device=device)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for size in SIZES:
+            data = codec.encode(read_picture(np.asarray(picture(folder, *size))), QUALITY, verify=False).data
+
+            def one(data: bytes = data) -> None:
+                codec.decode(data)
+
+            def many(data: bytes = data) -> None:
+                list(pool.map(codec.decode, [data] * AT_ONCE))
+
+            coder = codec.decode_timed(data)[1]["coder"]
+            alone, together = seconds(one), seconds(many) / AT_ONCE
+            kept = without_tiles(codec)
+            plain = seconds(one)
+            for part, weights in kept.items():
+                part.tile_weights = weights
+            print(
+                f"{size[0]}x{size[1]}: decode {1000 * alone:.1f} ms, of which range coder {1000 * coder:.1f};", end=" "
+            )
+            print(f"{AT_ONCE} at once {1 / together:.1f} images/s;", end=" ")
+            print(f"{plain / alone:.2f} times as long without the kernels", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu.py", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="photographs")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
+    run("-m", "pytest", "-q", "-m", "cuda", HERE.parent / "tests")
+    same_bits(options.device)
+    kernels_gain(options.folder, options.device)
+    run(HERE / "speed.py", options.folder, "--device", options.device, "--out", HERE / "results" / "speed-cuda.json")
+
+
+if __name__ == "__main__":
+    main()
