@@ -53,7 +53,8 @@ def same_bits(device: str) -> None:
 
 def without_tiles(codec: Codec) -> dict[ExactConv2d, object]:
     """Take the kernels away; what is returned gives them back."""
-    kept = {part: part.tile_weights for part in codec._topdown.modules() if isinstance(part, ExactConv2d)}
+    paths = (codec._topdown, codec._synthesis)
+    kept = {m: m.tile_weights for path in paths for m in path.modules() if isinstance(m, ExactConv2d)}
     for part in kept:
         part.tile_weights = None
     return kept

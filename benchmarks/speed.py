@@ -212,7 +212,8 @@ def integers_gain(folder: Path, model: str | None, repeats: int) -> float | None
         return None
     codec = load_model(model, "cpu")
     data = codec.encode(read_picture(np.asarray(picture(folder, 768, 512))), QUALITY, verify=False).data
-    kept = {m: m.byte_weights for m in codec._topdown.modules() if isinstance(m, ExactConv2d)}
+    paths = (codec._topdown, codec._synthesis)
+    kept = {m: m.byte_weights for path in paths for m in path.modules() if isinstance(m, ExactConv2d)}
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * repeats + 2):
         with_bytes = number % 2 == 0

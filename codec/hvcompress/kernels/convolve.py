@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..exact import leaky
 from .int8 import plain_sums
 
 POSITIONS, OUTPUTS, INPUTS = 128, 32, 32  # of a tile; int8 products want at least 32 inputs
@@ -208,9 +209,6 @@ def _right_block(device: torch.device) -> bool:
 
     def plain(x: Tensor, m: Tensor, offset: Tensor, down: Tensor) -> Tensor:
         return ((plain_sums(x, m) + offset) >> down).clamp(-32768, 32767).to(torch.int16)
-
-    def leaky(y: Tensor) -> Tensor:
-        return torch.maximum(y, (y + 4) >> 3)
 
     layers = layer(hidden, channels, 1), layer(hidden, hidden, 3), layer(channels, hidden, 1)
     y = plain(leaky(plain(x, *layers[0])), *layers[1]).to(torch.int32)
