@@ -13,6 +13,7 @@ from hvcompress.exact import (
     ACTIVATION_BITS,
     BIAS_BITS,
     EXPONENT_MAX,
+    TABLE_BITS,
     WEIGHT_BITS,
     WEIGHT_MAX,
     WIDE_BITS,
@@ -157,8 +158,8 @@ def test_same_bits_in_every_order_layout_and_thread_count():
     assert torch.equal(torch.cat([layer(x[i : i + 1]) for i in range(3)]), reference)
     shuffled = torch.randperm(96)
     permuted = ExactConv2d(96, 64, 3)
-    permuted.set_integers(layer.mantissa[:, shuffled], exponents_of(layer), torch.zeros(64, dtype=torch.int32))
-    permuted.offset = layer.offset
+    bias = (layer.bias * 2.0**BIAS_BITS).to(torch.int32)
+    permuted.set_integers(layer.mantissa[:, shuffled], exponents_of(layer), bias)
     assert torch.equal(permuted(x[:, shuffled]), reference)
     threads = torch.get_num_threads()
     try:
@@ -214,12 +215,13 @@ def test_operations_on_units_are_those_on_values_rounded_half_up():
     expected = np.where(every.numpy() < 0, rounded(every.numpy() / 8), every.numpy())
     assert np.array_equal(leaky(every).numpy(), expected)
     other = every[torch.randperm(len(every))]
-    assert np.array_equal(add(every, other).numpy(), every.numpy().astype(np.int64) + other.numpy())
-    gain, shift = (torch.randint(-limit, limit + 1, (1, 4, 1, 1)) / 1024 for limit in (32 << 10, 128 << 10))
-    gain[0, 0], gain[0, 1], shift[0, 0], shift[0, 1] = 32.0, -32.0, 128.0, -128.0
+    assert np.array_equal(add(every.int(), other).numpy(), every.numpy().astype(np.int64) + other.numpy())
+    limits = (32 << 10, 128 << 10)
+    gain, shift = (torch.randint(-limit, limit + 1, (1, 4, 1, 1), dtype=torch.int32) for limit in limits)
+    gain[0, :2, 0, 0], shift[0, :2, 0, 0] = (torch.tensor([limit, -limit]) for limit in limits)
     x = every.view(1, 4, 128, 128)
-    expected = rounded(x.double().numpy() * gain.double().numpy() + shift.double().numpy() * 1024)
-    assert np.array_equal(scale_and_shift(x, gain, shift).numpy(), expected)
+    expected = rounded(x.double().numpy() * gain.double().numpy() / 1024 + shift.double().numpy())
+    assert np.array_equal(scale_and_shift(x.int(), gain, shift).numpy(), expected)
 
 
 def test_dequantization_rounds_half_up_and_stays_in_range():
@@ -238,7 +240,7 @@ def test_tables_are_stored_as_integers():
     integers = to_integers(table)
     assert integers["table"].dtype == torch.int32 and integers["table"].shape == (101, 4)
     trained = table(torch.tensor([0, 37, 100]))
-    frozen = freeze(table)(torch.tensor([0, 37, 100]))
+    frozen = freeze(table)(torch.tensor([0, 37, 100])) * 2.0**-TABLE_BITS
     assert frozen.shape == (3, 4, 1, 1) and (frozen - trained).abs().max() <= 2.0**-10
 
 

@@ -29,7 +29,7 @@ from .console import complain, debugging, exit_codes, flush_standard_output, say
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
 from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, jobs_for, read_compressed, same_file, write
-from .memory import use_memory_again
+from .memory import collect_rarely, use_memory_again
 from .quality import LEVELS, beta_of, offset_of, quality_of
 from .reporting import Report, code_each, for_each
 from .summary import check_summary
@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         # What Pillow has to remark on a picture is either an error, then we say it, or of no concern to a user.
         warnings.simplefilter("ignore")
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if argv is None:  # this process is ours
+        collect_rarely()
     try:
         arguments = sys.argv[1:] if argv is None else argv
         args = make_parser().parse_args(arguments or ["--help"])

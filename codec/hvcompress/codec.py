@@ -582,16 +582,17 @@ class Codec:
         there_and_back(np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 64).reshape(SCALE_LEVELS, 8, 8))
 
         def choose(prior: Prior) -> Tensor:
-            levels = there_and_back(_indices(prior.scale_index))
-            z = dequantize(prior, torch.from_numpy(levels).to(self.device)[None], self._topdown.snap)
+            low, high = prior.scale_index.cpu().numpy()
+            digest.update(low.tobytes())
+            levels = np.stack((draw(low.shape), there_and_back(high)))
+            z = dequantize(prior, torch.from_numpy(levels).to(self.device), self._topdown.snap)
             digest.update(_units_bytes(z))
             return z
 
-        for quality in (10, 90):
-            qualities = torch.tensor([[quality] * self.layers], device=self.device)
-            h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
-            digest.update(_units_bytes(h))
-            digest.update(_units_bytes(self._synthesis.patches(Rows.whole(h), qualities[:, 0]).all()))
+        qualities = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
+        h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
+        digest.update(_units_bytes(h))
+        digest.update(_units_bytes(self._synthesis.patches(Rows.whole(h), qualities[:, 0]).all()))
         return digest.hexdigest()
 
 

@@ -13,6 +13,9 @@ two is meant is seen by the type of a tensor: values in floating point, or "unit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -66,30 +69,24 @@ def leaky(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 1/8; of units rounded half up."""
     if x.is_floating_point():
         return F.leaky_relu(x, 0.125)
-    return torch.maximum(x, (x + 4) >> 3)  # of int16: where x + 4 wraps around, x is the larger
+    return torch.maximum(x, (x + 4).bitwise_right_shift_(3))  # of int16: where x + 4 wraps around, x is the larger
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y; of units in int16 their sums, in int32."""
-    return x + y if x.is_floating_point() else x.to(torch.int32).add_(y)
+    """x + y; of units in int32 in place."""
+    return x + y if x.is_floating_point() else x.add_(y)
 
 
 def scale_and_shift(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-    """x * gain + shift, per channel; of units rounded half up, in int32. gain, shift: (B, C, 1, 1)."""
+    """x * gain + shift, per channel; of units in int32 in place, rounded half up. gain, shift: (B, C, 1, 1)."""
     if x.is_floating_point():
         return x * gain.to(x.dtype) + shift.to(x.dtype)
-    product = x * table_units(gain)  # int32
-    return product.add_(rounding_shift(shift)).bitwise_right_shift_(TABLE_BITS)
+    return x.mul_(gain).add_(rounding_shift(shift)).bitwise_right_shift_(TABLE_BITS)
 
 
 def rounding_shift(shift: Tensor) -> Tensor:
     """What is added to the product of a gain and units before it is moved TABLE_BITS to the right, int32."""
-    return (table_units(shift) << TABLE_BITS) + (1 << TABLE_BITS - 1)
-
-
-def table_units(rows: Tensor) -> Tensor:
-    """Rows of a frozen table -> int32 multiples of 2^-10."""
-    return (rows * 2.0**TABLE_BITS).to(torch.int32)
+    return (shift << TABLE_BITS) + (1 << TABLE_BITS - 1)
 
 
 class Snap(nn.Module):
@@ -99,14 +96,51 @@ class Snap(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.int32:
-            return x.clamp_(UNITS_MIN, UNITS_MAX).to(torch.int16)
-        if x.dtype == torch.int16:
-            return x
-        return F.hardtanh(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)  # a clamp whose backward pass is one kernel
+        return self.bound(x).to(torch.int16) if x.dtype == torch.int32 else self.bound(x)
+
+    def bound(self, x: Tensor) -> Tensor:
+        """The same of what is an operand next: sums stay int32."""
+        if x.is_floating_point():
+            return F.hardtanh(x, -ACTIVATION_LIMIT, ACTIVATION_LIMIT)  # a clamp whose backward pass is one kernel
+        return x.clamp_(UNITS_MIN, UNITS_MAX) if x.dtype == torch.int32 else x
 
 
-class ExactConv2d(nn.Conv2d):
+class Unbounded(nn.Identity):
+    """In place of a Snap in the encoder, which no decoder depends on."""
+
+    def bound(self, x: Tensor) -> Tensor:
+        return x
+
+
+_blank = ContextVar("_blank", default=False)
+
+
+@contextmanager
+def left_blank() -> Iterator[None]:
+    """Convolutions made inside have no initial values: to draw them takes longer than to load a model over them."""
+    before = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(before)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, except where it is `left_blank`."""
+
+    def reset_parameters(self) -> None:
+        if not _blank.get():
+            super().reset_parameters()
+
+    def start_orthogonal(self, gain: float = 1.0) -> Conv2d:
+        """Start a 1x1 as a scaled orthogonal map: at first the whole network is linear and well conditioned."""
+        if not _blank.get():
+            nn.init.orthogonal_(self.weight, gain)
+            nn.init.zeros_(self.bias)
+        return self
+
+
+class ExactConv2d(Conv2d):
     """Stride-1 convolution, 1x1 or 3x3 with zero padding. (B, C_in, H, W) -> (B, C_out, H, W).
 
     Of units x, int16, it gives units rounded half up, int32: floor(sum x w + 2^10 b + 1/2). It is then a matrix product
@@ -136,6 +170,8 @@ class ExactConv2d(nn.Conv2d):
                 return sums  # the kernel has done the rest
         elif self.byte_weights is not None and x.device.type == "cpu":
             sums = int8.sums(x, self.byte_weights)
+            if not self.wide:
+                return sums.bitwise_right_shift_(self.down)  # they have the offset in them
         else:
             sums = int8.plain_sums(x, self.mantissa)
         if self.wide:
@@ -166,15 +202,16 @@ class ExactConv2d(nn.Conv2d):
         self.register_buffer("offset", offset[:, None, None], persistent=False)
         self.register_buffer("down", (self.bits - exponent.to(torch.int32))[:, None, None], persistent=False)
         digits = int8.digits()
-        self.byte_weights = int8.pack(mantissa, digits) if digits else None
-        self.weight.data = weight * weight_scale(exponent, self.bits)
+        self.byte_weights = int8.pack(mantissa, digits, None if self.wide else offset) if digits else None
+        self.weight.data = weight.float().mul_(weight_scale(exponent, self.bits))
         self.bias.data = (bias.double() * 2.0**-BIAS_BITS).float()
 
     def largest_share(self) -> float:
         """The largest sum that can occur, as a share of what float32 and int32 hold, whichever is nearer."""
-        total = self.mantissa.long().abs().flatten(1).sum(1)
-        of_bytes = (255 * total).max().item() / FLOAT32_LIMIT
+        total = self.mantissa.abs().flatten(1).sum(1)  # int64; -128 is not among them
         offset = self.offset.flatten().long().abs()
+        added = 0 if self.wide else (offset >> 7) + 256  # no less than what `int8.sums` adds to a digit's sums
+        of_bytes = (255 * total + added).max().item() / FLOAT32_LIMIT
         of_units = (total << 15).max() if self.wide else ((total << 15) + offset).max()
         reach = (self.weight.abs().flatten(1).sum(1) * 2.0**15 + self.bias.abs() * 2.0**ACTIVATION_BITS + 1).max()
         return max(of_bytes, of_units.item() / INT32_LIMIT, reach.item() / INT32_LIMIT)
@@ -183,8 +220,8 @@ class ExactConv2d(nn.Conv2d):
 class QualityTable(nn.Module):
     """One row of `channels` values per quality index. (B,) int64 -> (B, channels, 1, 1).
 
-    Trained as a curve through a few knots, spread evenly over the quality range; exact as a stored table, of multiples
-    of 2^-10 below `limit`.
+    Trained as a curve through a few knots, spread evenly over the quality range; exact as a stored table, int32, of
+    multiples of 2^-10 of values below `limit`.
     """
 
     exact = False
@@ -316,7 +353,7 @@ def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
         elif isinstance(part, QualityTable):
             limit = int(part.limit * 2**TABLE_BITS)
             table = take(_join(name, "table"), (LEVELS, part.channels), torch.int32, limit)
-            part.register_buffer("frozen", table * 2.0**-TABLE_BITS, persistent=False)
+            part.register_buffer("frozen", table, persistent=False)
             covered.add(_join(name, "knots"))
             part.exact = True
     for name, parameter in module.named_parameters():
@@ -358,8 +395,11 @@ def relaxed(module: nn.Module) -> nn.Module:
     convolutions = [part for part in module.modules() if isinstance(part, ExactConv2d)]
     packed = [weights for part in convolutions for weights in (part.byte_weights, part.tile_weights)]
     copied = deepcopy(module, {id(weights): weights for weights in packed})  # those are not copied, but shared
-    for parameter in copied.parameters():  # tables stay as they are stored: a row per quality index
+    for parameter in copied.parameters():
         parameter.data = to_values(parameter.data)
+    for part in copied.modules():
+        if isinstance(part, QualityTable):  # which stays one row per quality index
+            part.frozen = part.frozen * 2.0**-TABLE_BITS
     return copied.requires_grad_(False)
 
 

@@ -146,9 +146,7 @@ def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     """Networks on the CPU, the decoder frozen and proved, from stored tensors. Raises ModelError."""
-    import torch
-
-    from .exact import from_integers, prove
+    from .exact import from_integers, left_blank, prove
     from .network import Config, Encoder, Synthesis, TopDown
 
     try:
@@ -156,9 +154,7 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
         tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError("the model lacks parts or its sizes make no sense") from error
-    # Not under torch.device("meta"), though all initial values are overwritten: that imports torch._dynamo, which
-    # takes several times as long as drawing them.
-    with torch.random.fork_rng(devices=[]):  # and nobody's random numbers are used up
+    with left_blank():  # torch.device("meta") would do as much, but imports torch._dynamo, which takes a second
         encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
     try:
         encoder.float().load_state_dict(part_of(tensors, "encoder."))

@@ -30,14 +30,15 @@ from torch import Tensor, nn
 from .exact import (
     ACTIVATION_BITS,
     TABLE_BITS,
+    Conv2d,
     ExactConv2d,
     QualityTable,
     Snap,
+    Unbounded,
     add,
     leaky,
     rounding_shift,
     scale_and_shift,
-    table_units,
     to_values,
 )
 from .plan import MAX_STRIDE
@@ -50,7 +51,7 @@ POSTERIOR_REACH = 1  # rows beyond its own that a posterior looks at
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels
 DOWN_GAIN = 0.5  # initial gain of a downsampling: a flat area has the same value at every stride
-BAND = 1 << 19  # values of a block's input that a CPU works on at a time, about
+BAND = 1 << 20  # values of a block's input that a CPU works on at a time, about
 RAW_SCALE = 16  # scale indices per unit of the prior network's second output
 
 
@@ -169,25 +170,20 @@ class Block(nn.Module):
         if self.spatial.runs_in_tiles(x):
             return self._tiles(x, gain, shift, (top, bottom, first, min(bottom + 1, x.shape[2])))
         y = snap(leaky(snap(self.reduce(x[:, :, first : bottom + 1]))))
-        y = snap(self.spatial(y)[:, :, top - first : bottom - first])
+        y = snap.bound(self.spatial(y)[:, :, top - first : bottom - first])
         y = snap(leaky(snap(scale_and_shift(y, gain, shift))))
-        # One type on both sides: torch adds mixed types slowly.
-        return snap(add(x[:, :, top:bottom], snap(self.expand(y)).to(x.dtype)))
+        y = snap.bound(self.expand(y))
+        if x.is_floating_point():
+            y = y.to(x.dtype)  # torch adds mixed types slowly
+        return snap(add(y, x[:, :, top:bottom]))
 
     def _tiles(self, x: Tensor, gain: Tensor, shift: Tensor, rows: tuple[int, int, int, int]) -> Tensor:
         """`_rows` of units on CUDA, in three kernels. gain, shift: (B, C/2, 1, 1), or (1, C/2, 1, 1) for all."""
         from .kernels.convolve import residual_block
 
         weights = (part.tile_weights for part in (self.reduce, self.spatial, self.expand))
-        tables = (t.flatten(1).expand(len(x), -1).contiguous() for t in (table_units(gain), rounding_shift(shift)))
+        tables = (t.flatten(1).expand(len(x), -1).contiguous() for t in (gain, rounding_shift(shift)))
         return residual_block(x, *weights, *tables, TABLE_BITS, rows)
-
-
-def _linear_start(conv: nn.Conv2d, gain: float = 1.0) -> nn.Conv2d:
-    """Start a 1x1 convolution as a scaled orthogonal map: at first the whole network is linear and well conditioned."""
-    nn.init.orthogonal_(conv.weight, gain)
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 class Down(nn.Module):
@@ -195,7 +191,7 @@ class Down(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.mix = _linear_start(ExactConv2d(4 * in_channels, out_channels), DOWN_GAIN)
+        self.mix = ExactConv2d(4 * in_channels, out_channels).start_orthogonal(DOWN_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         return full_precision(self.mix, F.pixel_unshuffle(x, 2))
@@ -206,7 +202,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, snap: nn.Module, *, wide: bool = False):
         super().__init__()
-        self.mix = _linear_start(ExactConv2d(in_channels, 4 * out_channels, wide=wide), 1 / DOWN_GAIN)
+        self.mix = ExactConv2d(in_channels, 4 * out_channels, wide=wide).start_orthogonal(1 / DOWN_GAIN)
         self.snap = snap
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,9 +218,9 @@ class Posterior(nn.Module):
 
     def __init__(self, width: int, channels: int, knots: int):
         super().__init__()
-        self.merge = nn.Conv2d(2 * width, width, 1)
-        self.block = Block(width, knots, nn.Identity())
-        self.mean = _linear_start(nn.Conv2d(width, channels, 1))
+        self.merge = Conv2d(2 * width, width, 1)
+        self.block = Block(width, knots, Unbounded())
+        self.mean = Conv2d(width, channels, 1).start_orthogonal()
         with torch.no_grad():  # start by listening to the encoder alone
             nn.init.zeros_(self.merge.bias)
             self.merge.weight.zero_()
@@ -241,12 +237,12 @@ class Encoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         widths, knots = config.widths, config.knots
-        self.stem = _linear_start(nn.Conv2d(3 * PIXEL_STRIDE**2, widths[PIXEL_STRIDE], 1))
+        self.stem = Conv2d(3 * PIXEL_STRIDE**2, widths[PIXEL_STRIDE], 1).start_orthogonal()
         self.downs, self.stages = nn.ModuleDict(), nn.ModuleDict()
         self.strides, stride = [], PIXEL_STRIDE
         while True:
             self.strides.append(stride)
-            blocks = [Block(widths[stride], knots, nn.Identity()) for _ in range(config.encoder_blocks[stride])]
+            blocks = [Block(widths[stride], knots, Unbounded()) for _ in range(config.encoder_blocks[stride])]
             self.stages[str(stride)] = nn.ModuleList(blocks)
             if stride == MAX_STRIDE:
                 break
@@ -326,7 +322,7 @@ class LatentLayer(nn.Module):
         self.up = up
         self.blocks = nn.ModuleList(Block(width, knots, snap) for _ in range(latent.blocks))
         self.prior = ExactConv2d(width, 2 * latent.channels)
-        self.project = _linear_start(ExactConv2d(latent.channels, width))
+        self.project = ExactConv2d(latent.channels, width).start_orthogonal()
         self.snap = snap
         nn.init.zeros_(self.prior.weight)
         nn.init.zeros_(self.prior.bias)
@@ -350,20 +346,18 @@ class LatentLayer(nn.Module):
         inside = cut(feature, top - first, bottom - first)
         mean, raw = self.snap(full_precision(self.prior, inside)).chunk(2, dim=1)
         index, step = self.scale_index(raw, self.scale_shift(quality)), self.step(quality)
-        if not mean.is_floating_point():
-            step = table_units(step)
         return Prior(self.index, top, feature, top - first, last - bottom, mean, index, step)
 
     def scale_index(self, raw: Tensor, shift: Tensor) -> Tensor:
         """RAW_SCALE * raw + shift; of units the index of a table. raw: (B, c, h, w); shift: (B, c, 1, 1)."""
         if raw.is_floating_point():
             return RAW_SCALE * raw + shift
-        index = RAW_SCALE * raw.to(torch.int32) + (table_units(shift) + (1 << TABLE_BITS - 1))
+        index = RAW_SCALE * raw.to(torch.int32) + (shift + (1 << TABLE_BITS - 1))
         return (index >> TABLE_BITS).clamp_(0, SCALE_LEVELS - 1).to(torch.uint8)
 
     def absorb(self, prior: Prior, z: Tensor) -> Tensor:
         """The feature (B, C, h, w) once the latent z (B, c, h, w) is known."""
-        return self.snap(add(prior.inside(prior.feature), self.snap(full_precision(self.project, z))))
+        return self.snap(add(self.snap.bound(full_precision(self.project, z)), prior.inside(prior.feature)))
 
 
 class TopDown(nn.Module):

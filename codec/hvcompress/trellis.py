@@ -39,12 +39,12 @@ ZERO_EDGE = 0.2  # in steps: where the zero of quantizer 1 ends, for a rate that
 WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
 
 
-def _next(state: int, parity: int) -> int:
+def _next(state: np.ndarray, parity: np.ndarray) -> np.ndarray:
     """A shift register with feedback, from the quantizer and from the symbol."""
     return (state >> 1) ^ ((state & 1) * _QUANTIZER_TAPS) ^ (parity * _PARITY_TAPS)
 
 
-NEXT = np.array([[_next(state, parity) for parity in (0, 1)] for state in range(STATES)], np.uint8)  # [state, parity]
+NEXT = _next(np.arange(STATES)[:, None], np.arange(2)).astype(np.uint8)  # [state, parity]
 # Two states of the same quantizer lead to a state, one by an even symbol, the other by an odd one.
 CAME_EVEN, CAME_ODD = (np.argsort(NEXT[:, parity]) for parity in (0, 1))  # (STATES,) each: from which state
 _CAME = np.concatenate((CAME_EVEN, CAME_ODD))  # [state + STATES * parity]

@@ -34,35 +34,44 @@ class ByteWeights:
     packed: Tensor
     ones: Tensor  # (O,) float32: the scales of quantized weights, which are all 1 here
     zeros: Tensor  # (O,) int32: their zero points
+    added: tuple[Tensor | None, ...]  # (O,) float32 each: to the sums of the digits, from the lowest
     padding: int
     bits: int  # 8 or 7
 
 
-def pack(mantissa: Tensor, bits: int) -> ByteWeights:
-    """mantissa: (O, C, k, k) int8."""
+def pack(mantissa: Tensor, bits: int, offset: Tensor | None = None) -> ByteWeights:
+    """mantissa: (O, C, k, k) int8. offset: (O,) int32, to be added to the sums; None is zero."""
     outputs, padding = len(mantissa), mantissa.shape[2] // 2
     ones, weights = torch.ones(outputs), mantissa.cpu().contiguous(memory_format=torch.channels_last)
     packed = torch.ops.onednn.qconv_prepack(weights, ones, 1.0, 0, [1, 1], [padding] * 2, [1, 1], 1, None)
-    return ByteWeights(packed, ones, torch.zeros(outputs, dtype=torch.int32), padding, bits)
+    added: list[Tensor | None] = [None] * (2 if bits == 8 else 3)
+    if offset is not None:  # split as an activation is
+        last = len(added) - 1
+        rest = [offset >> bits * place for place in range(len(added))]
+        added = [(x if place == last else x & (1 << bits) - 1).float() for place, x in enumerate(rest)]
+    return ByteWeights(packed, ones, torch.zeros(outputs, dtype=torch.int32), tuple(added), padding, bits)
 
 
 def sums(x: Tensor, weights: ByteWeights) -> Tensor:
-    """(B, C, H, W) int16 -> (B, O, H, W) int32, channels last in memory: the convolution with zero padding, exactly."""
+    """(B, C, H, W) int16 -> (B, O, H, W) int32, channels last in memory: the convolution with zero padding, exactly,
+    and the offset."""
     x, bits = x.contiguous(memory_format=torch.channels_last), weights.bits
-    highest = bits if bits == 8 else 2 * bits
+    *lower, added = weights.added
+    highest = bits * len(lower)
     zero = 1 << 15 - highest  # what the highest digit is raised by, so as not to be negative
-    total = _products((x >> highest).add_(zero), zero, weights)
-    if highest != bits:
-        total = _products((x >> bits).bitwise_and_((1 << bits) - 1), 0, weights).add_(total, alpha=1 << bits)
-    lowest = x if bits == 8 else x & (1 << bits) - 1  # a conversion to uint8 keeps the lower byte
-    return _products(lowest, 0, weights).add_(total, alpha=1 << bits)
+    total = _products((x >> highest).add_(zero), zero, added, weights)
+    for place in range(len(lower) - 1, -1, -1):
+        digit = x >> bits * place if place else x
+        digit = digit if bits == 8 else digit & (1 << bits) - 1  # a conversion to uint8 keeps the lower byte
+        total = _products(digit, 0, lower[place], weights).add_(total, alpha=1 << bits)
+    return total
 
 
-def _products(digit: Tensor, zero: int, weights: ByteWeights) -> Tensor:
+def _products(digit: Tensor, zero: int, added: Tensor | None, weights: ByteWeights) -> Tensor:
     """(B, C, H, W), of which the lower bytes count, meaning digit - zero -> (B, O, H, W) int32."""
     around, along = [weights.padding] * 2, [1, 1]
     return torch.ops.onednn.qconv2d_pointwise(
-        digit.to(torch.uint8), 1.0, zero, weights.packed, weights.ones, weights.zeros, None, along, around, along, 1,
+        digit.to(torch.uint8), 1.0, zero, weights.packed, weights.ones, weights.zeros, added, along, around, along, 1,
         1.0, 0, torch.float32, "none", [], "",
     ).to(torch.int32)  # fmt: skip
 
@@ -86,11 +95,12 @@ def _exact(bits: int) -> bool:
         mixed = torch.randint(min(values), max(values) + 1, shape, generator=generator)
         return [case.to(dtype) for case in (mixed, *(torch.full(shape, value) for value in values))]
 
+    offset = torch.randint(-(1 << 27), 1 << 27, (21,), generator=generator).to(torch.int32)
     for kernel, channels in ((1, 256), (3, 56)):
         for mantissa in cases((21, channels, kernel, kernel), (-127, 127), torch.int8):
-            weights = pack(mantissa, bits)
+            weights = pack(mantissa, bits, offset)
             for x in cases((1, channels, 5, 7), (-(1 << 15), -1, (1 << 15) - 1), torch.int16):
-                if not torch.equal(sums(x, weights), plain_sums(x, mantissa)):
+                if not torch.equal(sums(x, weights), plain_sums(x, mantissa).add_(offset[:, None, None])):
                     return False
     return True
 
