@@ -263,7 +263,7 @@ def test_unknown_device(tiny_folder, device):
 def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
     def liar(pixels, quality, offsets, use, encoder, progress):
         def instead(segment):
-            levels = path_of(np.ones(segment.levels.shape, np.int16))
+            levels = path_of(np.ones(segment.levels.shape, np.int16), segment.indices)
             use(dataclasses.replace(segment, levels=levels) if segment.layer == 2 else segment)
 
         return type(tiny).analyse(tiny, pixels, quality, offsets, instead, encoder, progress)

@@ -124,17 +124,20 @@ def test_bits_symbol_by_symbol():
     coder, generator = LayerCoder(tables), np.random.default_rng(3)
     indices = generator.integers(0, 40, (3, 4, 5)).astype(np.uint8)
     symbols = generator.integers(-3, 4, indices.shape).astype(np.int16)
-    symbols[1, 2, 3] = 5000  # escapes
+    symbols[1, 2, 3], indices[1, 2, 3] = 5000, 7  # escapes
     expected, state = np.empty(indices.shape), 0
-    for y, x, c in np.ndindex(4, 5, 3):
+    for c, y, x in np.ndindex(symbols.shape):
         k, index = int(symbols[c, y, x]), int(indices[c, y, x])
+        if index == 0:  # nothing is coded
+            expected[c, y, x] = 0.0
+            continue
         frequencies, reach = tables.frequencies[SCALE_LEVELS * (state & 1) + index], int(tables.reach[index])
         inside = abs(k) <= reach
         # Half of the escape's frequency belongs to either parity, and 16 bits follow.
         probability = frequencies[k + reach] / TOTAL if inside else frequencies[-1] / TOTAL / 2 / 2**16
         expected[c, y, x] = -np.log2(probability)
         state = NEXT[state][k & 1]
-    found = coder.symbol_bits(path_of(symbols), indices)
+    found = coder.symbol_bits(path_of(symbols, indices), indices)
     assert found.shape == (3, 4, 5) and np.allclose(found, expected, rtol=1e-9)
     assert found[1, 2, 3] > 30
 
@@ -144,9 +147,9 @@ def test_symbol_bits_sum_to_bits(shape):
     """Lanes that are not full, and several of them."""
     coder, generator = LayerCoder(gaussian_tables()), np.random.default_rng(4)
     indices = generator.integers(0, SCALE_LEVELS, shape).astype(np.uint8)
-    levels = path_of(generator.integers(-2, 3, shape).astype(np.int16))
+    levels = path_of(generator.integers(-2, 3, shape).astype(np.int16), indices)
     found = coder.symbol_bits(levels, indices)
-    assert found.shape == shape and (found > 0).all()
+    assert found.shape == shape and np.array_equal(found > 0, indices > 0)
     assert found.sum() == pytest.approx(coder.bits(levels, indices), rel=1e-12)
 
 

@@ -36,7 +36,7 @@ from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
-from .trellis import quantize
+from .trellis import is_coded, quantize
 
 
 @dataclass(frozen=True)
@@ -545,7 +545,8 @@ class Codec:
 
         def choose(prior: Prior) -> Tensor:
             noise = torch.from_numpy(generator.standard_normal(tuple(prior.mean.shape))).to(self.device)
-            return dequantize(prior, torch.round(2 * noise * scale_of(prior.scale_index)), self._topdown.snap)
+            levels = torch.round(2 * noise * scale_of(prior.scale_index)) * is_coded(prior.scale_index)
+            return dequantize(prior, levels, self._topdown.snap)
 
         h = descend(self._topdown.walk(qualities, padded(height), padded(width)), choose)
         painter = Painter(self._synthesis, h, torch.tensor([quality], device=self.device), (height, width))
@@ -564,13 +565,13 @@ class Codec:
         digest = hashlib.sha256()
         generator = np.random.Generator(np.random.PCG64(2026))
 
-        def draw(shape: tuple[int, int, int]) -> np.ndarray:
+        def draw(indices: np.ndarray) -> np.ndarray:
             # Mostly small, a few large: clamps and escapes are exercised as well.
-            small, large = generator.integers(-2, 3, shape), generator.integers(0, 50, shape) == 0
-            return path_of(small * (1 + 600 * large))
+            small, large = (generator.integers(*span, indices.shape) for span in ((-2, 3), (0, 50)))
+            return path_of(small * (1 + 600 * (large == 0)), indices)
 
         def there_and_back(indices: np.ndarray) -> np.ndarray:
-            levels = draw(indices.shape)
+            levels = draw(indices)
             coded = self._coder.encode(levels, indices)
             if not np.array_equal(self._coder.decode(coded, indices), levels):
                 raise DeviceError("the range coder does not return what it was given")
@@ -584,7 +585,7 @@ class Codec:
         def choose(prior: Prior) -> Tensor:
             low, high = prior.scale_index.cpu().numpy()
             digest.update(low.tobytes())
-            levels = np.stack((draw(low.shape), there_and_back(high)))
+            levels = np.stack((draw(low), there_and_back(high)))
             z = dequantize(prior, torch.from_numpy(levels).to(self.device), self._topdown.snap)
             digest.update(_units_bytes(z))
             return z

@@ -1,10 +1,10 @@
 """Range coding of quantized latents with integer frequency tables, one per scale index and quantizer.
 
-A symbol's table depends on the state of the trellis (`trellis.py`), and that on the parities of the symbols before it
-in its lane. So a layer is coded in two passes. First the parities, step by step along the lanes, all lanes at once,
-each as a binary symbol. Then, when all tables are known, what remains of the symbols, grouped by parity and table. The
-order of coding is part of the format, see `docs/format.md`. Grouping lets one table serve a whole run of symbols,
-several times faster than a model per symbol.
+Where the scale index is 0, nothing is coded. A symbol's table depends on the state of the trellis (`trellis.py`), and
+that on the parities of the symbols before it in its lane. So a layer is coded in two passes. First the parities, step
+by step along the lanes, all lanes at once, each as a binary symbol. Then, when all tables are known, what remains of
+the symbols, grouped by parity and table. The order of coding is part of the format, see `docs/format.md`. Grouping lets
+one table serve a whole run of symbols, several times faster than a model per symbol.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from .errors import FormatError
 from .scales import SCALE_LEVELS, scale
-from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, from_lanes, positions_of, to_lanes
+from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, lanes_of
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
@@ -27,6 +26,7 @@ SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
 _NEXT_DOUBLED = 2 * NEXT.astype(np.int32).ravel()  # [2 * state + parity]: twice the next state
+_QUANTIZER_KEY = np.where(np.arange(2 * len(NEXT)) & 2, np.int32(SCALE_LEVELS), np.int32(0))  # [2 * state]
 
 
 @dataclass(frozen=True)
@@ -79,36 +79,26 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     return Tables(np.array([reach_of(index) for index in range(SCALE_LEVELS)], np.int32), tuple(tables))
 
 
-def _split(layer: np.ndarray) -> np.ndarray:
-    """(c, h, w) -> (T, n), a copy: T steps of n lanes, the end of the last lane filled up with zeros."""
-    return to_lanes(torch.from_numpy(layer)[None]).numpy().copy()
+def _coded(indices: np.ndarray) -> np.ndarray:
+    """Of scale indices, any shape, whether there is a symbol to code: `trellis.is_coded`."""
+    return indices != 0
 
 
-def _join(lanes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Inverse of `_split`."""
-    return from_lanes(torch.from_numpy(lanes), (1, *shape))[0].numpy()
-
-
-def _active(shape: tuple[int, int, int]) -> np.ndarray:
-    """(T,) how many lanes, the first ones, have a symbol at each step."""
-    channels, positions, size = shape[0], shape[1] * shape[2], positions_of(shape[0])
-    return np.repeat(-(-(positions - np.arange(size)) // size), channels)
-
-
-def _present(active: np.ndarray, count: int) -> np.ndarray:
-    """(T, n) bool: which of `count` lanes have a symbol at each step."""
-    return np.arange(count) < active[:, None]
+def _dealt(symbols: np.ndarray) -> np.ndarray:
+    """(N,) -> (T, n): what lane has which symbol at each step; the last step is filled up with zeros."""
+    steps, lanes = lanes_of(len(symbols))
+    return np.pad(symbols, (0, steps * lanes - len(symbols))).reshape(steps, lanes)
 
 
 def _quantizers(symbols: np.ndarray) -> np.ndarray:
-    """(T, n) symbols k -> (T, n) uint8: which quantizer is in force for each."""
-    parities = (symbols & 1).astype(np.uint8)
+    """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
+    parities = _dealt((symbols & 1).astype(np.uint8))
     states = np.empty_like(parities)
     state = np.zeros(parities.shape[1], np.uint8)
     for step, parity in enumerate(parities):
         states[step] = state
         state = NEXT[state, parity]
-    return states & 1
+    return states.ravel()[: len(symbols)] & 1
 
 
 def _levels(symbols: np.ndarray, quantizers: np.ndarray) -> np.ndarray:
@@ -174,20 +164,19 @@ class LayerCoder:
             yield key, order[ends[key] - counts[key] : ends[key]], reach, smallest
 
     def _keyed(self, levels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Symbols k (N,) and their keys (N,), in the order of the lanes' steps.
+        """Symbols k (N,) that are coded and their keys (N,), in the order of the layer.
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
         """
-        split = _split(levels).astype(np.int32)
-        symbols = np.sign(split) * ((np.abs(split) + 1) >> 1)  # (T, n)
+        coded = _coded(indices)
+        found = levels[coded].astype(np.int32)
+        symbols = np.sign(found) * ((np.abs(found) + 1) >> 1)
         quantizers = _quantizers(symbols)
-        if not np.array_equal(_levels(symbols, quantizers), split):
+        if levels[~coded].any() or not np.array_equal(_levels(symbols, quantizers), found):
             raise ValueError("these levels are not a path of the trellis")
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
             raise ValueError("a level is out of range")
-        keys = ((symbols & 1).astype(np.uint8) << 7) + (quantizers << 6) + _split(indices)
-        present = _present(_active(levels.shape), keys.shape[1])
-        return symbols[present], keys[present]
+        return symbols, ((symbols & 1).astype(np.uint8) << 7) + (quantizers << 6) + indices[coded]
 
     @staticmethod
     def _slots(values: np.ndarray, reach: int, smallest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,20 +208,23 @@ class LayerCoder:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        keys = _split(indices).astype(np.int32)  # (T, n) scale indices, to which quantizer and parity are added
-        active = _active(indices.shape)
-        present = _present(active, keys.shape[1])
-        doubled = np.zeros(keys.shape[1], np.int32)  # twice the state of each lane: with a parity a place in the table
-        escaped = []
+        coded = _coded(indices)
+        keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizer and parity are added
+        lanes = lanes_of(len(keys))[1]
+        doubled, quantizer = np.zeros((2, lanes), np.int32)  # of each lane twice the state, and what it adds to a key
+        parities, escaped = [np.zeros(0, np.int32)], []
         try:
-            for row, count in zip(keys, active.tolist(), strict=True):
-                now, key = doubled[:count], row[:count]
-                key += (now & 2) << 5
+            for first in range(0, len(keys), lanes):  # a loop of few operations: they decide how fast we are
+                key = keys[first : first + lanes]
+                if len(key) < lanes:  # the last step
+                    doubled, quantizer = doubled[: len(key)], quantizer[: len(key)]
+                key += quantizer
                 parity = decoder.decode(self._parity, self._odd.take(key))
-                key += parity << 7
-                _NEXT_DOUBLED.take(now + parity, out=now, mode="clip")  # "clip": straight into `now`, not by a buffer
+                parities.append(parity)
+                doubled = _NEXT_DOUBLED.take(doubled + parity)
+                quantizer = _QUANTIZER_KEY.take(doubled)
                 _check_rest(decoder)
-            flat = keys[present].astype(np.uint8)
+            flat = (keys + (np.concatenate(parities) << 7)).astype(np.uint8)
             symbols = np.empty(flat.shape, np.int32)
             for key, positions, reach, smallest in self._groups(flat):
                 values = smallest + 2 * decoder.decode(self._models[key], len(positions))
@@ -248,9 +240,9 @@ class LayerCoder:
             raise FormatError("a layer's bytes are damaged") from error
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT or ((symbols & 1) != flat >> 7).any():
             raise FormatError("a layer's bytes are damaged")
-        levels = np.zeros(keys.shape, np.int16)
-        levels[present] = _levels(symbols, (flat >> 6) & 1)
-        return _join(levels, indices.shape)
+        levels = np.zeros(indices.shape, np.int16)
+        levels[coded] = _levels(symbols, (flat >> 6) & 1)
+        return levels
 
     def bits(self, levels: np.ndarray, indices: np.ndarray) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
@@ -258,9 +250,9 @@ class LayerCoder:
 
     def symbol_bits(self, levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """`bits` symbol by symbol: (c, h, w) float64, -log2 of each one's probability."""
-        lanes = np.zeros(_split(indices).shape)
-        lanes[_present(_active(levels.shape), lanes.shape[1])] = self._information(*self._keyed(levels, indices))
-        return _join(lanes, levels.shape)
+        bits = np.zeros(levels.shape)
+        bits[_coded(indices)] = self._information(*self._keyed(levels, indices))
+        return bits
 
     def _information(self, symbols: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """(N,) bits of symbols with their keys: of the parity, of the rest given the parity, and of what escapes."""
@@ -283,7 +275,9 @@ class LayerCoder:
         return counts
 
 
-def path_of(symbols: np.ndarray) -> np.ndarray:
-    """The levels (c, h, w) int16 that a trellis makes of symbols k (c, h, w)."""
-    split = _split(symbols).astype(np.int32)
-    return _join(_levels(split, _quantizers(split)).astype(np.int16), symbols.shape)
+def path_of(symbols: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The levels that a trellis makes of symbols k, (c, h, w), where they are coded; elsewhere zero, int16."""
+    coded, levels = _coded(indices), np.zeros(symbols.shape, np.int16)
+    found = symbols[coded].astype(np.int32)
+    levels[coded] = _levels(found, _quantizers(found))
+    return levels

@@ -14,8 +14,10 @@ sources"; Schwarz et al. 2019, "Hybrid video coding with trellis-coded quantizat
 (VVC has them with four states); the machine is Ungerboeck's of 256 states for amplitude modulation (1987,
 "Trellis-coded modulation with redundant signal sets, part II", table I).
 
-A layer (c, h, w) is split into lanes: `positions_of(c)` neighbouring positions in raster order make one lane, whose
-sequence runs over the positions and, at each of them, over the channels; it starts in state 0. Lanes are independent.
+Where the prior is all but certain, at scale index 0, nothing is coded and the level is zero. The other symbols of a
+layer, in the order (channel, row, column), are dealt to lanes in turns, as cards are: of n lanes, lane j gets symbols
+j, j + n, j + 2 n and so on. Lanes are independent, and each starts in state 0, where there is no choice of paths yet;
+so they are long, and what is certain, which leaves no choice either, takes no place in them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from .rate import interval_bits
 
 STATES = 256  # a state's lowest bit is its quantizer
 _QUANTIZER_TAPS, _PARITY_TAPS = 0o515 >> 1, 0o362 >> 1  # of the code's parity checks, without the newest bit
-LENGTH = 512  # symbols of a lane, about: short sequences lose at their start, where there is no choice of states
+LENGTH = 1024  # symbols of a lane, at least, if there are so many: a lane loses at its start
 CHUNK = 2048  # lanes whose costs a CPU computes at a time, so that they stay in its caches
 SYMBOL_LIMIT = 16383  # of |k|, so that levels are int16
 ZERO_EDGE = 0.2  # in steps: where the zero of quantizer 1 ends, for a rate that knows nothing of neighbours (measured)
@@ -51,27 +53,15 @@ _CAME = np.concatenate((CAME_EVEN, CAME_ODD))  # [state + STATES * parity]
 _TWIN = np.argsort(CAME_EVEN)[CAME_ODD]  # an odd symbol leads to _TWIN[t] from where an even one leads to t
 
 
-def positions_of(channels: int) -> int:
-    """How many neighbouring positions make a lane."""
-    return max(1, LENGTH // channels)
+def is_coded(scale_index: Tensor) -> Tensor:
+    """Where there is a symbol to code. scale_index: of any shape, whole or, in training, continuous."""
+    return scale_index >= 0.5
 
 
-def to_lanes(layer: Tensor) -> Tensor:
-    """(B, c, h, w) -> (symbols of a lane, lanes); the last lane of an image is filled up with zeros."""
-    batch, channels, height, width = layer.shape
-    size = positions_of(channels)
-    count = -(-height * width // size)
-    flat = F.pad(layer.reshape(batch, channels, height * width), (0, count * size - height * width))
-    return flat.view(batch, channels, count, size).permute(3, 1, 0, 2).reshape(size * channels, batch * count)
-
-
-def from_lanes(lanes: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Inverse of `to_lanes`."""
-    batch, channels, height, width = shape
-    size = positions_of(channels)
-    count = -(-height * width // size)
-    flat = lanes.view(size, channels, batch, count).permute(2, 1, 3, 0).reshape(batch, channels, count * size)
-    return flat[:, :, : height * width].reshape(shape)
+def lanes_of(count: int) -> tuple[int, int]:
+    """Steps T and lanes n of so many symbols: symbol i is that of lane i mod n at step i div n."""
+    lanes = max(1, count // LENGTH)
+    return -(-count // lanes), lanes
 
 
 def symbols_of(levels: Tensor) -> Tensor:
@@ -94,22 +84,34 @@ def level_bits(levels: Tensor, shifted: Tensor, scale_index: Tensor) -> Tensor:
 def quantize(residual: Tensor, scale_index: Tensor) -> tuple[Tensor, Tensor]:
     """The levels of least WEIGHT * error^2 + bits, with bits under the Gaussian of each symbol's scale.
 
-    Considered are, of either parity, the symbols nearest to the residuals, and zero.
+    Considered are, of either parity, the symbols nearest to the residuals, and zero. What is not coded is zero.
 
-    residual: (B, c, h, w), in steps; what is not a number counts as zero. scale_index: of the same shape. Returns
-    levels, in half steps, in the type of the residual, and (bool) where quantizer 1 was in force.
+    residual: (B, c, h, w), in steps; what is not a number counts as zero. The lanes are those of all B together.
+    scale_index: of the same shape. Returns levels, in half steps, in the type of the residual, and (bool) where
+    quantizer 1 was in force.
     """
     limit = SYMBOL_LIMIT - 2.0
-    signed = to_lanes(residual.float().nan_to_num(0.0, limit, -limit).clamp(-limit, limit))
-    index = to_lanes(scale_index.float())
-    levels, shifted = torch.empty_like(signed), torch.empty_like(signed, dtype=torch.bool)
-    chunk = CHUNK if signed.device.type == "cpu" else max(1, signed.shape[1])
-    for first in range(0, signed.shape[1], chunk):
-        lanes = slice(first, first + chunk)
-        levels[:, lanes], shifted[:, lanes] = _search(signed[:, lanes].abs(), index[:, lanes])
+    coded = is_coded(scale_index)
+    signed = residual[coded].float().nan_to_num(0.0, limit, -limit).clamp(-limit, limit)  # (N,)
+    steps, lanes = lanes_of(len(signed))
+    levels, shifted = torch.zeros_like(residual), torch.zeros_like(coded)
+    if steps == 0:
+        return levels, shifted
+
+    def dealt(x: Tensor) -> Tensor:
+        return F.pad(x, (0, steps * lanes - len(x))).view(steps, lanes)
+
+    size, index = dealt(signed.abs()), dealt(scale_index[coded].float())
+    found, odd = torch.empty_like(size), torch.empty_like(size, dtype=torch.bool)
+    chunk = CHUNK if signed.device.type == "cpu" else lanes
+    for first in range(0, lanes, chunk):
+        some = slice(first, first + chunk)
+        found[:, some], odd[:, some] = _search(size[:, some], index[:, some])
     # Not sign(signed): a residual of zero may become a level that is not, to steer the state.
-    levels = torch.where(signed < 0, -levels, levels)
-    return from_lanes(levels, residual.shape).to(residual.dtype), from_lanes(shifted, residual.shape)
+    found = found.flatten()[: len(signed)]
+    levels[coded] = torch.where(signed < 0, -found, found).to(levels.dtype)
+    shifted[coded] = odd.flatten()[: len(signed)]
+    return levels, shifted
 
 
 def _search(size: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +162,7 @@ def _plain_search(costs: Tensor) -> Tensor:
 COST_UNIT = 1 / 32  # bits
 COST_LIMIT = 2000  # units by which a branch may cost more than the cheapest of its step
 REBASE = 8  # steps after which the totals are counted anew from their minimum
-LANES = 192  # searched at a time: 24 MiB, few enough for the allocator to keep them for the next
+LANES = 96  # searched at a time: 24 MiB, few enough for the allocator to keep them for the next
 
 
 def _integer_search(costs: Tensor) -> Tensor:

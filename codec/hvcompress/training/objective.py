@@ -31,7 +31,7 @@ from ..model import Parts
 from ..network import HierarchicalVAE, Prior, dequantize, descend
 from ..quality import LAMBDA_MAX, LAMBDA_MIN, LEVELS
 from ..rate import bits
-from ..trellis import level_bits, quantize
+from ..trellis import is_coded, level_bits, quantize
 
 TC_POSITIONS = 1024  # of a batch, at most, that a total correlation is estimated from: its cost is quadratic
 
@@ -102,8 +102,12 @@ def evaluate(
         expected, step = to_values(prior.mean), to_values(prior.step)
         residual = (mean.float() - expected) / step  # (B, c, H/s, W/s), in steps
         levels, shifted = quantize(residual, prior.scale_index)
-        rate = level_bits(levels, shifted, prior.scale_index)
-        if noise is not None:
+        coded = is_coded(prior.scale_index)
+        # A scale that leaves nothing to code learns from what rounding would have coded, or it could never grow again.
+        rate = level_bits(torch.where(coded, levels, 2 * residual.detach().round()), shifted, prior.scale_index)
+        if noise is None:
+            rate = rate * coded
+        else:
             u = torch.rand(residual.shape, generator=noise, device=residual.device) - 0.5
             index = prior.scale_index.detach()
             towards_mean = 0.5 * (bits(residual + u, index) + bits(residual - u, index))
