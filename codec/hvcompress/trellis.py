@@ -35,7 +35,7 @@ from .rate import interval_bits
 STATES = 256  # a state's lowest bit is its quantizer
 _QUANTIZER_TAPS, _PARITY_TAPS = 0o515 >> 1, 0o362 >> 1  # of the code's parity checks, without the newest bit
 LENGTH = 1024  # symbols of a lane, at least, if there are so many: a lane loses at its start
-CHUNK = 2048  # lanes whose costs a CPU computes at a time, so that they stay in its caches
+CHUNK = 1024  # lanes whose costs a CPU computes at a time, so that they stay in its caches
 SYMBOL_LIMIT = 16383  # of |k|, so that levels are int16
 ZERO_EDGE = 0.2  # in steps: where the zero of quantizer 1 ends, for a rate that knows nothing of neighbours (measured)
 WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
