@@ -24,6 +24,7 @@ from hvcompress.exact import (
     freeze,
     from_integers,
     leaky,
+    left_blank,
     prove,
     round_half_up,
     scale_and_shift,
@@ -305,3 +306,16 @@ def test_blocks_in_bands_are_the_whole(monkeypatch, rows):
         whole = block(x, quality)
         monkeypatch.setattr(network, "BAND", x.numel() // 37 * rows)
         assert torch.equal(block(x, quality), whole)
+
+
+def test_what_is_loaded_is_left_blank_and_draws_no_random_numbers(tiny_folder):
+    from hvcompress.model import load_parts, read_folder
+
+    torch.manual_seed(8)
+    before = torch.get_rng_state()
+    load_parts(read_folder(tiny_folder))
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(KeyError), left_blank():
+        raise KeyError
+    drawn = ExactConv2d(4, 4)
+    assert 0 < drawn.weight.std() < 1 and not torch.equal(torch.get_rng_state(), before)

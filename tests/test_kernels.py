@@ -41,9 +41,13 @@ def test_plain_sums_are_the_convolution(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sums_by_bytes_are_the_plain_ones(shape, bits):
     x, mantissa = case(*shape)
+    drawn = integers((len(mantissa),), -(1 << 20), 1 << 20).to(torch.int32)
+    for offset in (None, drawn, torch.full_like(drawn, -(1 << 20) - 1), torch.full_like(drawn, (1 << 20) - 1)):
+        weights = int8.pack(mantissa, bits, offset)
+        expected = int8.plain_sums(x, mantissa) + (0 if offset is None else offset[:, None, None])
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert torch.equal(int8.sums(x.contiguous(memory_format=layout), weights), expected)
     weights = int8.pack(mantissa, bits)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        assert torch.equal(int8.sums(x.contiguous(memory_format=layout), weights), int8.plain_sums(x, mantissa))
     wide = integers((*x.shape[:3], 3 * x.shape[3]), -99, 99).to(torch.int16)
     part = wide[..., ::3]  # not dense in memory
     assert torch.equal(int8.sums(part, weights), int8.plain_sums(part, mantissa))
@@ -64,12 +68,12 @@ def test_saturating_products_are_found_out(monkeypatch):
     """What a processor without VNNI does: sums of two products stop at 16 bits. Digits of 7 bits do not get there."""
     weights_of, pack = {}, int8.pack
 
-    def noted(mantissa, bits):
-        weights = pack(mantissa, bits)
+    def noted(mantissa, bits, offset=None):
+        weights = pack(mantissa, bits, offset)
         weights_of[id(weights.packed)] = weights, mantissa.int()
         return weights
 
-    def saturating(digit, zero, weights):
+    def saturating(digit, zero, added, weights):
         mantissa = weights_of[id(weights.packed)][1]
         patches = (
             F.unfold(F.pad(digit.to(torch.uint8).float() - zero, (weights.padding,) * 4), mantissa.shape[2]) + zero
@@ -80,6 +84,7 @@ def test_saturating_products_are_found_out(monkeypatch):
         products = columns[None, :, :, None] * patches[:, None]  # (B, O, taps C, H W)
         pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(1 << 15), (1 << 15) - 1)
         sums = pairs.sum(2) - zero * columns.sum(1)[None, :, None]
+        sums = sums if added is None else sums + added.int()[:, None]
         return sums.view(len(digit), -1, *digit.shape[2:]).int()
 
     monkeypatch.setattr(int8, "pack", noted)
@@ -96,7 +101,7 @@ def test_every_instruction_set_gets_digits_or_none(isa, expected):
 
 
 def test_without_the_library_the_plain_way_is_taken(monkeypatch):
-    def missing(mantissa, bits):
+    def missing(mantissa, bits, offset=None):
         raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qconv_prepack'")
 
     monkeypatch.setattr(int8, "pack", missing)

@@ -1,4 +1,4 @@
-"""The command line's allocator setting does what it is for."""
+"""What the command line sets of allocator and garbage collector does what it is for."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def test_freed_memory_is_used_again():
         return int(run.stdout)
 
     assert 10 * faults("keep") < faults("leave")
+
+
+def test_a_program_looks_for_garbage_rarely_and_a_library_leaves_that_alone():
+    program = """
+import gc
+import hvcompress.codec, hvcompress.cli
+before = gc.get_threshold()
+assert before[0] < 10_000 and gc.get_freeze_count() == 0
+import sys
+sys.argv = ["hvcompress", "--version"]
+assert hvcompress.cli.main() == 0 and gc.get_threshold()[0] >= 50_000
+assert hvcompress.cli.main(["--version"]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)

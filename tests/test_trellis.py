@@ -66,7 +66,9 @@ def test_the_search_finds_the_best_of_all_paths(deviation):
     assert found.item() == pytest.approx(best, rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 32, 4, 6), (1, 48, 3, 5), (3, 16, 1, 1), (1, 1, 30, 40), (2, 200, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(2, 32, 4, 6), (1, 48, 3, 5), (3, 16, 1, 1), (1, 1, 30, 40), (2, 200, 2, 2), (2, 33, 11, 13)]
+)
 def test_levels_are_paths_of_the_coder(shape):
     generator = torch.Generator().manual_seed(2)
     residual = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -76,6 +78,7 @@ def test_levels_are_paths_of_the_coder(shape):
     assert is_path(levels.flatten(0, 1), index.flatten(0, 1))  # the lanes are those of the whole batch
     assert ((levels / 2 - residual).abs() * (index > 0)).max() < 1.2
     assert not levels[index == 0].any() and not shifted[index == 0].any()
+    assert not any(x.any() for x in quantize(residual, torch.zeros(shape)))
 
 
 def is_path(levels: torch.Tensor, index: torch.Tensor) -> bool:

@@ -584,7 +584,7 @@ class Codec:
 
         def choose(prior: Prior) -> Tensor:
             low, high = prior.scale_index.cpu().numpy()
-            digest.update(low.tobytes())
+            digest.update(low.tobytes())  # the range coder has enough with one of the two: it is the same everywhere
             levels = np.stack((draw(low), there_and_back(high)))
             z = dequantize(prior, torch.from_numpy(levels).to(self.device), self._topdown.snap)
             digest.update(_units_bytes(z))
@@ -593,7 +593,8 @@ class Codec:
         qualities = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
         h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
         digest.update(_units_bytes(h))
-        digest.update(_units_bytes(self._synthesis.patches(Rows.whole(h), qualities[:, 0]).all()))
+        for one, level in zip(h.split(1), qualities[:, 0].split(1), strict=True):  # by itself, as a decoder has it
+            digest.update(_units_bytes(self._synthesis.patches(Rows.whole(one), level).all()))
         return digest.hexdigest()
 
 

@@ -21,7 +21,8 @@ from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, lanes_of
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
 # Zeros after the end that a decoder may need: two words of the coder's state, and as many that happen to be zero. Who
-# needs more was given less than an encoder writes, and a small file that declares a huge picture is found out early.
+# needs more was given less than an encoder writes: a small file that declares a huge picture full of symbols is found
+# out early.
 SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
@@ -209,7 +210,7 @@ class LayerCoder:
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
         coded = _coded(indices)
-        keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizer and parity are added
+        keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizers are added
         lanes = lanes_of(len(keys))[1]
         doubled, quantizer = np.zeros((2, lanes), np.int32)  # of each lane twice the state, and what it adds to a key
         parities, escaped = [np.zeros(0, np.int32)], []

@@ -73,7 +73,7 @@ def leaky(x: Tensor) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y; of units in int32 in place."""
+    """x + y; of sums of units, int32, in place (of int16 they would wrap around)."""
     return x + y if x.is_floating_point() else x.add_(y)
 
 
@@ -133,9 +133,12 @@ class Conv2d(nn.Conv2d):
             super().reset_parameters()
 
     def start_orthogonal(self, gain: float = 1.0) -> Conv2d:
-        """Start a 1x1 as a scaled orthogonal map: at first the whole network is linear and well conditioned."""
+        """Start as a scaled orthogonal map, 1x1: at first the whole network is linear and well conditioned."""
         if not _blank.get():
-            nn.init.orthogonal_(self.weight, gain)
+            middle = self.kernel_size[0] // 2
+            with torch.no_grad():
+                self.weight.zero_()
+                nn.init.orthogonal_(self.weight[:, :, middle, middle], gain)
             nn.init.zeros_(self.bias)
         return self
 
@@ -210,7 +213,8 @@ class ExactConv2d(Conv2d):
         """The largest sum that can occur, as a share of what float32 and int32 hold, whichever is nearer."""
         total = self.mantissa.abs().flatten(1).sum(1)  # int64; -128 is not among them
         offset = self.offset.flatten().long().abs()
-        added = 0 if self.wide else (offset >> 7) + 256  # no less than what `int8.sums` adds to a digit's sums
+        # No less than what `int8.sums` adds to a digit's sums. (It decides where weights are nearly all zero.)
+        added = 0 if self.wide else (offset >> 7) + 256
         of_bytes = (255 * total + added).max().item() / FLOAT32_LIMIT
         of_units = (total << 15).max() if self.wide else ((total << 15) + offset).max()
         reach = (self.weight.abs().flatten(1).sum(1) * 2.0**15 + self.bias.abs() * 2.0**ACTIVATION_BITS + 1).max()
@@ -406,7 +410,8 @@ def relaxed(module: nn.Module) -> nn.Module:
 def prove(module: nn.Module) -> float:
     """The largest sum that any output channel of any convolution can reach, as a share of what is held exactly.
 
-    For each output channel: 255 sum |mantissa| against 2^24, and 2^15 sum |mantissa| + |offset| against 2^31.
+    For each output channel: 255 sum |mantissa| and a digit's part of the offset against 2^24, and
+    2^15 sum |mantissa| + |offset| against 2^31.
     Raises ModelError where a share is 1 or more; then sums might round and the order of summation would matter.
     """
     worst = 0.0

@@ -437,10 +437,7 @@ class Synthesis(nn.Module):
             self.ups[str(stride // 2)] = Up(config.widths[stride], config.widths[stride // 2], self.snap, wide=True)
             stride //= 2
         self.out = ExactConv2d(config.widths[PIXEL_STRIDE], 3 * PIXEL_STRIDE**2, 3, wide=True)
-        with torch.no_grad():  # start as the 1x1 map that the encoder's stem starts as
-            nn.init.zeros_(self.out.bias)
-            self.out.weight.zero_()
-            nn.init.orthogonal_(self.out.weight[:, :, 1, 1])
+        self.out.start_orthogonal()  # as the 1x1 map that the encoder's stem starts as
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         """(B, C, H/8, W/8), (B,) -> (B, 3, H, W), nominally in [0, 1], not clamped."""

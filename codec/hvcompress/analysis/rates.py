@@ -46,7 +46,7 @@ def layer_rates(codec: Codec, data: bytes) -> list[LayerRate]:
     header = parsed.header
     maps = [information.sum(0) for information in codec.information(data)]  # (h, w) each
     bits = [8 * len(stream) for stream in parsed.streams]
-    total = sum(bits) or 1  # streams may all be empty, where every symbol is the likeliest
+    total = sum(bits) or 1  # streams may all be empty, where nothing is coded or every symbol is the likeliest
     return [
         LayerRate(
             number, stride, offset, b, b / (header.width * header.height), b / total, so_far / total, float(m.sum()), m

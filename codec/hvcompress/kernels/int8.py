@@ -6,9 +6,9 @@ An activation is split into digits, of which the highest is signed and the other
     x = 2^14 x_2 + 2^7 x_1 + x_0           or             sum x m = 2^14 sum x_2 m + 2^7 sum x_1 m + sum x_0 m
 
 `plain_sums` computes the sums over the taps and channels of a patch, in two digits, as matrix products in float32, on
-any device: as long as 255 sum |m| < 2^24 they are exact (`exact.prove`). `sums` has them computed by instructions that
-processors have for products of bytes (VNNI, AMX, AVX2), which do several times the work, in oneDNN's convolutions of
-quantized tensors. AVX2 adds two products in 16 bits, where they may saturate; with digits of 7 bits they cannot.
+any device: as long as 255 sum |m| < 2^24 they are exact (`exact.prove`). `sums` has them, and an offset
+with them, computed by instructions that processors have for products of bytes (VNNI, AMX, AVX2), which do several times
+the work, in oneDNN's convolutions of quantized tensors. AVX2 adds two products in 16 bits, where they may saturate; with digits of 7 bits they cannot.
 
 A library may lack these convolutions, or fall back to something slow. So `digits` tries, once per process, the worst
 cases and the clock.
@@ -77,7 +77,10 @@ def _products(digit: Tensor, zero: int, added: Tensor | None, weights: ByteWeigh
 
 
 def plain_sums(x: Tensor, mantissa: Tensor) -> Tensor:
-    """What `sums` gives, on any device. x: (B, C, H, W) int16; mantissa: (O, C, k, k) int8 -> (B, O, H, W) int32."""
+    """What `sums` gives without an offset, on any device.
+
+    x: (B, C, H, W) int16; mantissa: (O, C, k, k) int8 -> (B, O, H, W) int32.
+    """
     batch, _, height, width = x.shape
     outputs, k = len(mantissa), mantissa.shape[2]
     with torch.autocast(x.device.type, enabled=False):
@@ -95,7 +98,7 @@ def _exact(bits: int) -> bool:
         mixed = torch.randint(min(values), max(values) + 1, shape, generator=generator)
         return [case.to(dtype) for case in (mixed, *(torch.full(shape, value) for value in values))]
 
-    offset = torch.randint(-(1 << 27), 1 << 27, (21,), generator=generator).to(torch.int32)
+    offset = torch.randint(-(1 << 25), 1 << 25, (21,), generator=generator).to(torch.int32)
     for kernel, channels in ((1, 256), (3, 56)):
         for mantissa in cases((21, channels, kernel, kernel), (-127, 127), torch.int8):
             weights = pack(mantissa, bits, offset)

@@ -5,8 +5,9 @@
 R_l is the rate of layer l in bits per pixel, estimated with uniform noise in place of quantization; the reconstruction
 and everything downstream of a latent see it quantized as it will be (`trellis.py`), with a straight-through gradient
 ("mixed" quantization, Minnen & Singh 2020). Means and steps learn from the noisy rate, whose noise comes in pairs
-+u, -u so that its gradient varies less; scales learn from the symbols that they code. The factor lambda^-w keeps high
-qualities from drowning the low ones.
++u, -u so that its gradient varies less; scales learn from the symbols that they code, or, where
+nothing is coded, from what rounding would have given. There the noisy rate counts as well, in training. The factor
+lambda^-w keeps high qualities from drowning the low ones.
 beta_l is not a separate input: layer l runs at its own quality index q_l, and lambda / beta_l is the lambda of q_l,
 so beta_l = lambda(q) / lambda(q_l); see `quality.py`.
 
