@@ -8,7 +8,8 @@ An activation is split into digits, of which the highest is signed and the other
 `plain_sums` computes the sums over the taps and channels of a patch, in two digits, as matrix products in float32, on
 any device: as long as 255 sum |m| < 2^24 they are exact (`exact.prove`). `sums` has them, and an offset
 with them, computed by instructions that processors have for products of bytes (VNNI, AMX, AVX2), which do several times
-the work, in oneDNN's convolutions of quantized tensors. AVX2 adds two products in 16 bits, where they may saturate; with digits of 7 bits they cannot.
+the work, in oneDNN's convolutions of quantized tensors. AVX2 adds two products in 16 bits, where they may saturate;
+with digits of 7 bits they cannot.
 
 A library may lack these convolutions, or fall back to something slow. So `digits` tries, once per process, the worst
 cases and the clock.
