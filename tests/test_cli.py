@@ -720,7 +720,11 @@ def test_a_true_interrupt_stops_everything_and_leaves_nothing(here, codec, capsy
     save_photo("a.png")
     save_photo("b.png")
     monkeypatch.setattr(os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
-    assert main(["encode", "a.png", "b.png"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+    try:
+        assert main(["encode", "a.png", "b.png"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert one_line(capsys.readouterr()) == "interrupted"
     assert sorted(os.listdir(here)) == ["a.png", "b.png"]
 
