@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .errors import FormatError
 from .scales import SCALE_LEVELS, scale
-from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, lanes_of
+from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
@@ -80,20 +81,9 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     return Tables(np.array([reach_of(index) for index in range(SCALE_LEVELS)], np.int32), tuple(tables))
 
 
-def _coded(indices: np.ndarray) -> np.ndarray:
-    """Of scale indices, any shape, whether there is a symbol to code: `trellis.is_coded`."""
-    return indices != 0
-
-
-def _dealt(symbols: np.ndarray) -> np.ndarray:
-    """(N,) -> (T, n): what lane has which symbol at each step; the last step is filled up with zeros."""
-    steps, lanes = lanes_of(len(symbols))
-    return np.pad(symbols, (0, steps * lanes - len(symbols))).reshape(steps, lanes)
-
-
 def _quantizers(symbols: np.ndarray) -> np.ndarray:
     """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
-    parities = _dealt((symbols & 1).astype(np.uint8))
+    parities = dealt(torch.from_numpy((symbols & 1).astype(np.uint8))).numpy()
     states = np.empty_like(parities)
     state = np.zeros(parities.shape[1], np.uint8)
     for step, parity in enumerate(parities):
@@ -169,7 +159,7 @@ class LayerCoder:
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
         """
-        coded = _coded(indices)
+        coded = is_coded(indices)
         found = levels[coded].astype(np.int32)
         symbols = np.sign(found) * ((np.abs(found) + 1) >> 1)
         quantizers = _quantizers(symbols)
@@ -209,7 +199,7 @@ class LayerCoder:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        coded = _coded(indices)
+        coded = is_coded(indices)
         keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizers are added
         lanes = lanes_of(len(keys))[1]
         doubled, quantizer = np.zeros((2, lanes), np.int32)  # of each lane twice the state, and what it adds to a key
@@ -252,7 +242,7 @@ class LayerCoder:
     def symbol_bits(self, levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """`bits` symbol by symbol: (c, h, w) float64, -log2 of each one's probability."""
         bits = np.zeros(levels.shape)
-        bits[_coded(indices)] = self._information(*self._keyed(levels, indices))
+        bits[is_coded(indices)] = self._information(*self._keyed(levels, indices))
         return bits
 
     def _information(self, symbols: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -278,7 +268,7 @@ class LayerCoder:
 
 def path_of(symbols: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """The levels that a trellis makes of symbols k, (c, h, w), where they are coded; elsewhere zero, int16."""
-    coded, levels = _coded(indices), np.zeros(symbols.shape, np.int16)
+    coded, levels = is_coded(indices), np.zeros(symbols.shape, np.int16)
     found = symbols[coded].astype(np.int32)
     levels[coded] = _levels(found, _quantizers(found))
     return levels

@@ -339,7 +339,8 @@ def from_integers(module: nn.Module, integers: dict[str, Tensor]) -> nn.Module:
         values = integers.get(name)
         if values is None or tuple(values.shape) != shape or values.dtype != dtype:
             raise ModelError(f"the model has no {name} of shape {shape} and type {dtype}")
-        if values.long().abs().max() > limit:
+        low, high = values.aminmax()  # no copy of all weights at every start
+        if max(-int(low), int(high)) > limit:
             raise ModelError(f"the model's {name} is out of range")
         return values
 

@@ -53,7 +53,7 @@ _CAME = np.concatenate((CAME_EVEN, CAME_ODD))  # [state + STATES * parity]
 _TWIN = np.argsort(CAME_EVEN)[CAME_ODD]  # an odd symbol leads to _TWIN[t] from where an even one leads to t
 
 
-def is_coded(scale_index: Tensor) -> Tensor:
+def is_coded(scale_index: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Where there is a symbol to code. scale_index: of any shape, whole or, in training, continuous."""
     return scale_index >= 0.5
 
@@ -62,6 +62,12 @@ def lanes_of(count: int) -> tuple[int, int]:
     """Steps T and lanes n of so many symbols: symbol i is that of lane i mod n at step i div n."""
     lanes = max(1, count // LENGTH)
     return -(-count // lanes), lanes
+
+
+def dealt(symbols: Tensor) -> Tensor:
+    """(N,) -> (T, n): which lane has which symbol at each step; the last step is filled up with zeros."""
+    steps, lanes = lanes_of(len(symbols))
+    return F.pad(symbols, (0, steps * lanes - len(symbols))).view(steps, lanes)
 
 
 def symbols_of(levels: Tensor) -> Tensor:
@@ -93,16 +99,12 @@ def quantize(residual: Tensor, scale_index: Tensor) -> tuple[Tensor, Tensor]:
     limit = SYMBOL_LIMIT - 2.0
     coded = is_coded(scale_index)
     signed = residual[coded].float().nan_to_num(0.0, limit, -limit).clamp(-limit, limit)  # (N,)
-    steps, lanes = lanes_of(len(signed))
     levels, shifted = torch.zeros_like(residual), torch.zeros_like(coded)
-    if steps == 0:
+    if len(signed) == 0:
         return levels, shifted
-
-    def dealt(x: Tensor) -> Tensor:
-        return F.pad(x, (0, steps * lanes - len(x))).view(steps, lanes)
-
     size, index = dealt(signed.abs()), dealt(scale_index[coded].float())
     found, odd = torch.empty_like(size), torch.empty_like(size, dtype=torch.bool)
+    lanes = size.shape[1]
     chunk = CHUNK if signed.device.type == "cpu" else lanes
     for first in range(0, lanes, chunk):
         some = slice(first, first + chunk)
