@@ -1,6 +1,6 @@
 """What `--effort` buys: bits saved at equal PSNR, and what it costs in time.
 
-    python benchmarks/effort.py DIR --efforts 3 5 7 --qualities 20 50 80 --limit 6
+    python benchmarks/effort.py DIR --efforts 3 6 9 --qualities 20 50 80 --limit 6
 
 Real files. The curve of effort 1 that a file is compared with goes through qualities 5 below to 5 above, so that a
 mere shift along that curve counts as nothing. Times are ratios to encoding at effort 1, within this run.
@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 
 from hvcompress.codec import Codec, Encoded, lagrangian, load_model  # noqa: E402
-from hvcompress.effort import steps_of  # noqa: E402
+from hvcompress.effort import work_of  # noqa: E402
 from hvcompress.image_io import Picture, read_picture  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
@@ -72,22 +72,23 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
 
 def table(rows: list[dict], efforts: list[int], qualities: list[int]) -> str:
     """Means over the pictures."""
-    head = "effort  steps  " + "  ".join(f"q {quality:<3} saves" for quality in qualities) + "  time, times effort 1"
+    head = "effort  states  files  steps  " + "  ".join(f"q {quality:<3} saves" for quality in qualities)
+    head += "  time, times effort 1"
     lines = [head]
     for effort in efforts:
         mine = [row for row in rows if row["effort"] == effort]
         gains = [100 * np.nanmean([row["saved"] for row in mine if row["quality"] == quality]) for quality in qualities]
         ratio = np.median([row["time_ratio"] for row in mine])
-        lines.append(
-            f"{effort:6}  {steps_of(effort):5}  " + "  ".join(f"{g:9.2f} %" for g in gains) + f"  {ratio:10.0f}"
-        )
+        work = work_of(effort)
+        saves = "  ".join(f"{gain:9.2f} %" for gain in gains)
+        lines.append(f"{effort:6}  {1 << work.state_bits:6}  {work.files:5}  {work.steps:5}  {saves}  {ratio:10.0f}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/effort.py", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="pictures")
-    parser.add_argument("--efforts", type=int, nargs="+", default=[3, 5, 7], choices=range(2, 10), metavar="2..9")
+    parser.add_argument("--efforts", type=int, nargs="+", default=[3, 6, 9], choices=range(2, 10), metavar="2..9")
     parser.add_argument("--qualities", type=int, nargs="+", default=[20, 50, 80])
     parser.add_argument("--limit", type=int, default=6, help="pictures to take, evenly from the folder's (6)")
     parser.add_argument("--model", help="name or folder (the default one)")

@@ -64,6 +64,7 @@ from hvcompress.container import (  # noqa: E402
     ICC,
     MAGIC,
     MAX_SIDE,
+    STATE_BITS,
     VERSION,
     XMP,
     Container,
@@ -363,7 +364,8 @@ def valid_files(rng: random.Random, count: int) -> list[bytes]:
         layers = rng.choice((1, 2, 8, 15))
         offsets = tuple(rng.choice((0, 0, rng.randint(-40, 40))) for _ in range(layers))
         size = rng.choice((1, 64, 768, 5000)), rng.choice((1, 64, 512, 5000))
-        header = Header(*size, rng.random() < 0.5, rng.randrange(101), offsets, rng.randbytes(4), rng.randbytes(4))
+        hashes, state_bits = (rng.randbytes(4), rng.randbytes(4)), rng.choice(STATE_BITS)
+        header = Header(*size, rng.random() < 0.5, rng.randrange(101), offsets, *hashes, state_bits)
         chunks = {name: rng.randbytes(rng.choice((1, 9, 200))) for name in (ALPHA, ICC, b"note") if rng.random() < 0.4}
         streams = tuple(rng.randbytes(rng.choice((0, 1, 4, 200))) for _ in range(layers))
         files.append(pack(Container(header, streams, chunks)))

@@ -31,8 +31,8 @@ def test_ordinary_header_is_short():
     streams = tuple(b"x" * size for size in (400, 600, 6000, 5000, 3000, 7000, 9000))
     header = Header(768, 512, False, 60, (0,) * 7, b"abcd", b"hash")
     data = pack(Container(header, streams))
-    assert len(data) - sum(map(len, streams)) == 34
-    assert read_info(data).header_bytes == 34
+    assert len(data) - sum(map(len, streams)) == 35
+    assert read_info(data).header_bytes == 35
 
 
 @given(
@@ -72,9 +72,9 @@ def test_random_content_under_a_right_checksum():
     generator = random.Random(1)
     outcomes = set()
     for _ in range(20000):
-        body = bytes(generator.choices(range(256), k=generator.randrange(12, 60)))
+        body = bytes(generator.choices(range(256), k=generator.randrange(13, 60)))
         if generator.random() < 0.7:  # past the first checks
-            body = bytes((generator.choice((0x10, 0x24, 0x72)),)) + body[1:9] + bytes((50, 64, 64)) + body[12:]
+            body = bytes((generator.choice((0x10, 0x24, 0x72)),)) + body[1:9] + bytes((50, 10, 64, 64)) + body[13:]
         try:
             parse(sealed(body))
             outcomes.add("parsed")
@@ -83,8 +83,8 @@ def test_random_content_under_a_right_checksum():
     assert {"parsed", "FormatError"} <= outcomes
 
 
-def body(flags=0x10, quality=50, width=b"\x40", height=b"\x40", rest=b""):
-    return bytes((flags,)) + b"fingHASH" + bytes((quality,)) + width + height + rest
+def body(flags=0x10, quality=50, state_bits=10, width=b"\x40", height=b"\x40", rest=b""):
+    return bytes((flags,)) + b"fingHASH" + bytes((quality, state_bits)) + width + height + rest
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,8 @@ def body(flags=0x10, quality=50, width=b"\x40", height=b"\x40", rest=b""):
         (sealed(body(flags=0x18)), UnsupportedError),  # reserved flag
         (sealed(body(flags=0x00)), FormatError),  # no layers
         (sealed(body(quality=101)), FormatError),
+        (sealed(body(state_bits=9)), UnsupportedError),  # no such machine
+        (sealed(body(state_bits=18)), UnsupportedError),
         (sealed(body(width=b"\x00")), FormatError),
         (sealed(body(width=b"\xc0\x00")), FormatError),  # not the shortest form
         (sealed(body(width=b"\xff\xff\xff\xff\xff\x01")), FormatError),

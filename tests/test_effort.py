@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from hvcompress.image_io import read_picture
 from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
 from hvcompress.training.objective import evaluate
-from hvcompress.trellis import quantize
+from hvcompress.trellis import WEIGHT, quantize
 
 LAYERS = 6  # of the tiny model
 
@@ -31,12 +32,35 @@ def picture(photo):
 def test_effort_helps_and_decodes(tiny, picture):
     plain = tiny.encode(picture, 50)
     told = []
-    fitted = tiny.encode(picture, 50, effort=8, progress=lambda done, total: told.append((done, total)))
+    fitted = tiny.encode(picture, 50, effort=7, progress=lambda done, total: told.append((done, total)))
     assert lagrangian(picture, fitted) < 0.99 * lagrangian(picture, plain)
     assert np.array_equal(tiny.decode(fitted.data).pixels, fitted.picture.pixels)
-    assert told == [(step, 64) for step in range(65)]
+    assert told == [(step, 68) for step in range(69)]  # of fitting, and four files
     assert fitted.seconds["fit"] > 0 and set(fitted.seconds) == set(plain.seconds)
     assert tiny.encode(picture, 50).data == plain.data  # the model itself is as it was
+
+
+def test_a_longer_search_needs_no_fitting(tiny, picture):
+    """Below effort 4 there is nothing but more states, which the file names."""
+    for level, state_bits in ((1, 10), (2, 12), (3, 14)):
+        encoded = tiny.encode(picture, 50, effort=level, verify=False)
+        assert hvcompress.read_info(encoded.data).state_bits == state_bits
+        assert encoded.seconds["fit"] == 0 and encoded.picture is None
+        tiny.decode(encoded.data)  # compares the latents
+        bits = sum(tiny.estimated_bits(encoded.data))
+        assert bits == pytest.approx(8 * sum(hvcompress.read_info(encoded.data).layer_bytes), rel=0.01)
+
+
+def test_the_best_of_several_files_is_taken(tiny):
+    """Their weights differ, so that their levels do; at effort 4 there is no fitting."""
+    noisy = read_picture(np.random.default_rng(5).integers(0, 256, (192, 192, 3)).astype(np.uint8))
+    searches = effort.searches_of(effort.work_of(4))
+    assert len(set(searches)) == 4 and searches[0].weight == WEIGHT
+    made = [tiny._encode_with(tiny._encoder, noisy, 90, (0,) * LAYERS, search, True) for search in searches]
+    assert len({encoded.data for encoded in made}) > 1
+    best = tiny.encode(noisy, 90, effort=4, verify=False)
+    assert lagrangian(noisy, best) == min(lagrangian(noisy, encoded) for encoded in made)
+    assert best.seconds["fit"] == 0
 
 
 def test_the_lagrangian_is_that_of_the_file(tiny, picture):
@@ -55,9 +79,9 @@ def test_the_lagrangian_is_that_of_the_file(tiny, picture):
 
 
 def test_effort_is_never_worse(tiny, picture, monkeypatch):
-    """Whatever comes of the fitting, the file of effort 1 is there to fall back on."""
+    """Whatever comes of the fitting, the file of the model's own encoder is there to fall back on."""
 
-    def ruined(parts, image, size, quality, offsets, steps, progress):
+    def ruined(parts, image, size, quality, offsets, steps, tell):
         encoder = effort.deepcopy(parts.encoder)
         with torch.no_grad():
             encoder.stem.weight.mul_(-3.0)
@@ -65,16 +89,16 @@ def test_effort_is_never_worse(tiny, picture, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(codec_module, "fit_encoder", ruined)
-        assert tiny.encode(picture, 50, effort=2).data == tiny.encode(picture, 50).data
+        assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
     monkeypatch.setattr(effort, "LEARNING_RATE", float("inf"))
-    assert tiny.encode(picture, 50, effort=2).data == tiny.encode(picture, 50).data
+    assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=4).data
 
 
 def test_a_model_loaded_in_inference_mode_can_be_fitted(tiny_folder, tmp_path, picture):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     with torch.inference_mode():
         codec = hvcompress.load_model(tmp_path / "copy", device="cpu")
-    assert codec.encode(picture, 50, effort=2).seconds["fit"] > 0
+    assert codec.encode(picture, 50, effort=5).seconds["fit"] > 0
 
 
 def test_padding_does_not_count(tiny, photo):
@@ -111,19 +135,23 @@ def descend_with(parts, image, quality):
 
 def test_effort_repeats_itself_and_respects_betas(tiny, picture):
     offsets = [0, 0, 0, 0, 10, 10]
-    first = tiny.encode(picture, 50, offsets, effort=3)
+    first = tiny.encode(picture, 50, offsets, effort=5)
     with torch.inference_mode():  # a caller's habit must not matter
-        second = tiny.encode(picture, 50, offsets, effort=3, verify=False)
+        second = tiny.encode(picture, 50, offsets, effort=5, verify=False)
     assert first.data == second.data
     assert hvcompress.read_info(first.data).offsets == tuple(offsets)
-    assert lagrangian(picture, first) < lagrangian(picture, tiny.encode(picture, 50, offsets))
+    assert lagrangian(picture, first) < lagrangian(picture, tiny.encode(picture, 50, offsets, effort=3))
 
 
-def test_steps_double_with_every_level():
-    assert [effort.steps_of(level) for level in range(1, 10)] == [0, 8, 11, 16, 23, 32, 45, 64, 91]
+def test_a_level_is_more_work_than_the_one_before():
+    work = [effort.work_of(level) for level in range(1, 10)]
+    assert work[0] == effort.Work(10, files=1, steps=0)
+    for less, more in itertools.pairwise(work):
+        assert less != more
+        assert less.state_bits <= more.state_bits and less.files <= more.files and less.steps <= more.steps
     for wrong in (0, 10, 2.5, 3.0, "3", None, True):
         with pytest.raises(UsageError, match="effort must be a whole number from 1 to 9"):
-            effort.steps_of(wrong)
+            effort.work_of(wrong)
 
 
 def test_windows_of_a_large_picture():

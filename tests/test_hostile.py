@@ -21,6 +21,7 @@ from hvcompress.container import (
     MAGIC,
     MAX_PIXELS,
     MAX_SIDE,
+    STATE_BITS,
     VERSION,
     Container,
     Header,
@@ -84,7 +85,8 @@ def containers(draw) -> Container:
     layers = draw(st.integers(1, 15))
     offsets = draw(st.just((0,) * layers) | st.tuples(*[st.integers(-40, 40)] * layers))
     four = st.binary(min_size=4, max_size=4)
-    header = Header(width, height, draw(st.booleans()), draw(st.integers(0, 100)), offsets, draw(four), draw(four))
+    gray, quality, state_bits = draw(st.booleans()), draw(st.integers(0, 100)), draw(st.sampled_from(STATE_BITS))
+    header = Header(width, height, gray, quality, offsets, draw(four), draw(four), state_bits)
     streams = draw(st.tuples(*[st.binary(max_size=300)] * layers))
     ancillary = st.from_regex(rb"\A[a-z][a-zA-Z]{3}\Z")
     chunks = draw(st.dictionaries(st.sampled_from([ALPHA, ICC]) | ancillary, st.binary(max_size=300), max_size=4))

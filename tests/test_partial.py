@@ -91,13 +91,14 @@ def test_a_prefix_is_held_to_the_header_s_rules():
         (8, data[8] | 8, UnsupportedError),
         (8, data[8] & 15, FormatError),  # no layers
         (17, 101, FormatError),
-        (19, 0x00, FormatError),  # a width that is not in its shortest form
-        (22, 100, FormatError),  # an offset
+        (18, 11, UnsupportedError),
+        (20, 0x00, FormatError),  # a width that is not in its shortest form
+        (23, 100, FormatError),  # an offset
     ):
         with pytest.raises(error) as caught:
             parse_prefix(cut[:place] + bytes((byte,)) + cut[place + 1 :])
         assert type(caught.value) is error
-    huge = data[:18] + b"\xff\xff\x03\xff\xff\x03" + data[22:]
+    huge = data[:19] + b"\xff\xff\x03\xff\xff\x03" + data[23:]
     with pytest.raises(LimitError):
         parse_prefix(huge)
 
@@ -114,7 +115,7 @@ def test_a_complete_file_gets_no_mercy():
 def test_declared_sizes_take_no_memory():
     gigabytes = b"\xff\xff\xff\xff\x7f"
     data = pack(Container(Header(64, 64, False, 60, (0,) * 15, b"abcd", b"hash"), (b"",) * 15, {ICC: b"x"}))
-    flags_to_size = data[:20]
+    flags_to_size = data[:21]
     hostile = flags_to_size + gigabytes + b"\x01" + gigabytes * 13 + b"s" * 100
     tracemalloc.start()
     try:

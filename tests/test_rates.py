@@ -21,9 +21,9 @@ from hvcompress.cli import main
 from hvcompress.entropy import TOTAL, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import Picture
+from hvcompress.machine import machine
 from hvcompress.quality import beta_of
 from hvcompress.scales import SCALE_LEVELS
-from hvcompress.trellis import NEXT
 
 STRIDES = (64, 32, 16, 16, 16, 8, 8, 8)  # of the shipped model
 KEYS = "file width height quality model file_bytes bpp bits estimated_bits layers maps".split()
@@ -136,7 +136,7 @@ def test_bits_symbol_by_symbol():
         # Half of the escape's frequency belongs to either parity, and 16 bits follow.
         probability = frequencies[k + reach] / TOTAL if inside else frequencies[-1] / TOTAL / 2 / 2**16
         expected[c, y, x] = -np.log2(probability)
-        state = NEXT[state][k & 1]
+        state = machine(8).following[state, k & 1]
     found = coder.symbol_bits(path_of(symbols, indices), indices)
     assert found.shape == (3, 4, 5) and np.allclose(found, expected, rtol=1e-9)
     assert found[1, 2, 3] > 30

@@ -12,46 +12,67 @@ import numpy as np
 import pytest
 import torch
 
-from hvcompress import trellis
+from hvcompress import trellis, viterbi
+from hvcompress.container import STATE_BITS
 from hvcompress.entropy import path_of
+from hvcompress.machine import PARITY_CHECKS, machine
 from hvcompress.network import scale_of
 from hvcompress.scales import LOG_SCALE_STEP, SCALE_MIN
-from hvcompress.trellis import CAME_EVEN, CAME_ODD, NEXT, STATES, WEIGHT, level_bits, quantize, symbols_of
+from hvcompress.trellis import WEIGHT, Search, level_bits, quantize, symbols_of
 
 
 def index_of(deviation: float) -> float:
     return (math.log(deviation) - math.log(SCALE_MIN)) / LOG_SCALE_STEP
 
 
-def test_every_state_is_entered_from_two_by_different_symbols():
+def test_the_format_knows_the_machines_that_there_are():
+    assert tuple(PARITY_CHECKS) == STATE_BITS
+
+
+@pytest.mark.parametrize("state_bits", STATE_BITS)
+def test_every_state_is_entered_from_two_by_different_symbols(state_bits):
     """What the searches assume: of the same quantizer, from one by an even symbol, from the other by an odd one."""
-    ways = [(int(to), state, parity) for state in range(STATES) for parity, to in enumerate(NEXT[state])]
-    for target in range(STATES):
-        entering = {parity: state for to, state, parity in ways if to == target}
-        assert entering == {0: CAME_EVEN[target], 1: CAME_ODD[target]}
-        assert entering[0] & 1 == entering[1] & 1 == (target >= STATES // 2)
+    code = machine(state_bits)
+    state, came = np.arange(code.states), (code.came_even, code.came_odd)
+    assert code.states == 1 << state_bits
+    for parity in (0, 1):
+        assert np.array_equal(code.following[came[parity], parity], state)
+        assert np.array_equal(came[parity] & 1, state >= code.states // 2)
 
 
-def test_eight_steps_lead_anywhere():
+@pytest.mark.parametrize("state_bits", STATE_BITS)
+def test_as_many_steps_as_state_bits_lead_anywhere(state_bits):
     """Without that, totals could differ by more than 16 bits hold."""
-    reached = {0}
-    for _ in range(8):
-        reached = {int(to) for state in reached for to in NEXT[state]}
-    assert len(reached) == STATES
-    assert (8 + trellis.REBASE) * trellis.COST_LIMIT < 1 << 15
+    reached = np.zeros(1, np.int64)
+    for _ in range(state_bits):
+        reached = np.unique(machine(state_bits).following[reached])
+    assert len(reached) == 1 << state_bits
+    assert (max(STATE_BITS) + viterbi.REBASE) * viterbi.COST_LIMIT < 1 << 15
+
+
+@pytest.mark.parametrize("state_bits", STATE_BITS)
+def test_no_machine_is_a_smaller_one_in_disguise(state_bits):
+    """The parity checks of a code have no common factor: Euclid's algorithm on polynomials over two elements."""
+    first, second = PARITY_CHECKS[state_bits]
+    while second:
+        while first.bit_length() >= second.bit_length():
+            first ^= second << (first.bit_length() - second.bit_length())
+        first, second = second, first
+    assert first == 1
 
 
 def cost(residual: torch.Tensor, levels: torch.Tensor, shifted: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return (WEIGHT * (residual - levels / 2) ** 2 + level_bits(levels, shifted, index)).sum()
 
 
-@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
-def test_the_search_finds_the_best_of_all_paths(deviation):
+@pytest.mark.parametrize("deviation, state_bits", [(0.3, 8), (1.0, 8), (1.0, 10), (3.0, 14)])
+def test_the_search_finds_the_best_of_all_paths(deviation, state_bits):
     """Against every sequence of symbols near the residual, for one short lane."""
+    following = machine(state_bits).following
     generator = torch.Generator().manual_seed(1)
     residual = deviation * torch.randn(1, 4, 1, 1, generator=generator)
     index = torch.full_like(residual, index_of(deviation))
-    levels, shifted = quantize(residual, index)
+    levels, shifted = quantize(residual, index, Search(state_bits))
     found = cost(residual, levels, shifted, index)
     choices = [sorted({0, *range(math.floor(r) - 1, math.floor(r) + 4)}) for r in residual.flatten().tolist()]
     best = math.inf
@@ -60,7 +81,7 @@ def test_the_search_finds_the_best_of_all_paths(deviation):
         for k in symbols:
             values.append(2 * k - (k > 0) * (state & 1) + (k < 0) * (state & 1))
             moved.append(bool(state & 1))
-            state = int(NEXT[state][k & 1])
+            state = int(following[state, k & 1])
         path = torch.tensor(values, dtype=torch.float32).view(residual.shape)
         best = min(best, cost(residual, path, torch.tensor(moved).view(residual.shape), index).item())
     assert found.item() == pytest.approx(best, rel=1e-5)
@@ -94,7 +115,7 @@ def test_many_lanes_are_searched_as_few(monkeypatch):
     index = 60 * torch.rand(residual.shape, generator=generator)
     levels, shifted = quantize(residual, index)
     monkeypatch.setattr(trellis, "CHUNK", 37)
-    monkeypatch.setattr(trellis, "LANES", 7)
+    monkeypatch.setattr(viterbi, "LANES", 7)
     assert all(map(torch.equal, quantize(residual, index), (levels, shifted)))
 
 
@@ -151,19 +172,32 @@ def test_a_residual_of_zero_may_steer_the_state():
     assert is_path(levels[0], index[0])
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 200])
-def test_the_search_in_integers_is_as_good_as_the_plain_one(lanes):
+@pytest.mark.parametrize("state_bits, lanes", [(8, 1), (8, 3), (8, 200), (10, 18), (12, 3), (14, 2)])
+def test_the_search_in_integers_is_as_good_as_the_plain_one(state_bits, lanes):
     """Scales and residuals of all sizes; no branch costs more than the integers hold."""
     generator = torch.Generator().manual_seed(6)
-    index = 63 * torch.rand(512, lanes, generator=generator)
-    size = (torch.randn(512, lanes, generator=generator) * scale_of(index)).abs()
-    costs = trellis._branches(size, index)[1]
-    assert (costs - costs.amin(1, keepdim=True)).max() < trellis.COST_LIMIT * trellis.COST_UNIT
+    index = 63 * torch.rand(256, lanes, generator=generator)
+    size = (torch.randn(256, lanes, generator=generator) * scale_of(index)).abs()
+    costs = trellis._branches(size, index, WEIGHT)[1]
+    assert (costs - costs.amin(1, keepdim=True)).max() < viterbi.COST_LIMIT * viterbi.COST_UNIT
 
     def total(branches: torch.Tensor) -> float:
         return costs.gather(1, branches[:, None]).sum().item()
 
-    assert total(trellis._integer_search(costs)) <= 1.0001 * total(trellis._plain_search(costs))
+    code = machine(state_bits)
+    assert total(viterbi.integer_search(code, costs)) <= 1.0001 * total(viterbi.plain_search(code, costs))
+
+
+def test_more_states_find_cheaper_paths():
+    """Each machine by more than the noise of 65,000 symbols."""
+    generator = torch.Generator().manual_seed(7)
+    residual = 0.6 * torch.randn(1, 16, 64, 64, generator=generator)
+    index = torch.full_like(residual, index_of(0.6))
+    costs = [
+        cost(residual, *quantize(residual, index, Search(bits)), index).item() / residual.numel()
+        for bits in (8, 10, 12)
+    ]
+    assert costs[1] < costs[0] - 0.006 and costs[2] < costs[1] - 0.003
 
 
 def test_the_kernel_of_triton_finds_the_same_paths():
@@ -171,12 +205,13 @@ def test_the_kernel_of_triton_finds_the_same_paths():
     pytest.importorskip("triton")
     program = """
 import torch
-from hvcompress import trellis
+from hvcompress import viterbi
 from hvcompress.kernels.viterbi import search
+from hvcompress.machine import machine
 torch.manual_seed(0)
-for length, count in ((1, 1), (7, 3), (40, 5)):
+for length, count, state_bits in ((1, 1, 8), (7, 3, 8), (40, 5, 10)):
     costs = torch.rand(length, 4, count).square() * 9
-    assert torch.equal(search(costs), trellis._plain_search(costs))
+    assert torch.equal(search(machine(state_bits), costs), viterbi.plain_search(machine(state_bits), costs))
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
@@ -188,6 +223,9 @@ def test_the_search_on_cuda_is_the_plain_one():
         pytest.skip("no CUDA device")
     torch.manual_seed(0)
     costs = (torch.rand(128, 4, 3001) * 9).cuda()
-    search = trellis._search_of(costs.device)
-    assert search is not trellis._plain_search, "Triton is missing"
-    assert torch.equal(search(costs), trellis._plain_search(costs))
+    for state_bits in (8, viterbi.KERNEL_BITS):
+        search = viterbi.search_on(costs.device, state_bits)
+        assert search.func is not viterbi.plain_search, "Triton is missing"
+        assert torch.equal(search(costs), viterbi.plain_search(machine(state_bits), costs))
+    larger = viterbi.search_on(costs.device, 12)(costs[..., :5])
+    assert torch.equal(larger.cpu(), viterbi.integer_search(machine(12), costs[..., :5].cpu()))

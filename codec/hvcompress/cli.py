@@ -151,10 +151,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
     beta_arguments(encode)
+    encode.add_argument("--effort", type=_effort, default=1, metavar="1..9", help="time for smaller files (default: 1)")
     encode.add_argument(
-        "--effort", type=_effort, default=1, metavar="1..9", help="above 1 fits the encoder to the picture (default: 1)"
+        "--no-verify", action="store_true", help="do not decode the result to check it (up to effort 3)"
     )
-    encode.add_argument("--no-verify", action="store_true", help="do not decode the result to check it (effort 1 only)")
 
     decode = command(
         "decode",
@@ -617,6 +617,7 @@ def describe(name: str, info: FileInfo, model: str | None) -> str:
         f"  file     {info.file_bytes:,} bytes, {8 * info.file_bytes / (info.width * info.height):.4f} bpp, "
         f"format version {info.version}",
         f"  model    {info.fingerprint} ({model or 'not installed'})",
+        f"  trellis  {1 << info.state_bits:,} states",
         f"  latents  {info.latent_hash}",
     ]
     return "\n".join(lines) + "\n" + textwrap.indent("\n".join(rows), "  ")

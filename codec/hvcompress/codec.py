@@ -7,12 +7,14 @@ what the range coder returns.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
-from .effort import fit_encoder, steps_of
+from .effort import fit_encoder, searches_of, work_of
 from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
@@ -36,7 +38,7 @@ from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
-from .trellis import is_coded, quantize
+from .trellis import AS_TRAINED, Search, is_coded, quantize
 
 
 @dataclass(frozen=True)
@@ -164,32 +166,46 @@ class Codec:
         """Compress a picture.
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
-        effort: 1 (fast) to 9; above 1 the encoder is first fitted to the picture. The result is never worse than that
-        of effort 1 by the measure that is minimised, `lagrangian`.
-        verify: decode the bytes again, from the bytes alone, and compare the latents. Above effort 1 that is done in
+        effort: 1 (fast) to 9, see `effort.py`. From 4 on there are several files to choose from, and the best by the
+        measure that is minimised, `lagrangian`, is taken; from 5 on also by an encoder fitted to the picture.
+        verify: decode the bytes again, from the bytes alone, and compare the latents. From effort 4 on that is done in
         any case, since the decoded picture is needed.
         memory_limit: in bytes; None is what the machine has to spare. A picture that needs more is refused at once.
-        progress: told how many of how many steps of fitting are done, from 0; at effort 1 how many bands of rows of a
-        picture that is too large to be coded at once.
+        progress: told how many of how many steps of fitting and files are done, from 0; below effort 4 how many bands
+        of rows of a picture that is too large to be coded at once.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
-        offsets, quality, steps = self._check(quality, offsets), int(quality), steps_of(effort)
+        offsets, quality = self._check(quality, offsets), int(quality)
+        work = work_of(effort)
+        searches = searches_of(work)
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
         plan.check_memory(width, height, memory_limit)
-        verify = verify or steps > 0
-        plain = self._encode_with(self._encoder, picture, quality, offsets, verify, progress if steps == 0 else None)
-        if steps == 0:
-            return plain
-        began = time.perf_counter()
-        parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-        image = to_tensor(picture.pixels, self.device)
-        encoder = fit_encoder(parts, image, picture.pixels.shape[:2], quality, offsets, steps, progress)
-        fitting = time.perf_counter() - began
-        fitted = self._encode_with(encoder, picture, quality, offsets, True)
-        best = min(plain, fitted, key=lambda encoded: lagrangian(picture, encoded))
-        seconds = {part: plain.seconds[part] + fitted.seconds[part] for part in plain.seconds} | {"fit": fitting}
-        return Encoded(best.data, best.picture, seconds)
+        if len(searches) == 1:
+            return self._encode_with(self._encoder, picture, quality, offsets, searches[0], verify, progress)
+        done, total = count(), work.steps + len(searches)
+
+        def tell() -> None:
+            if progress is not None:
+                progress(next(done), total)
+
+        encoder, fitting = self._encoder, 0.0
+        least, best, seconds = math.inf, None, {}
+        for number, search in enumerate(searches):
+            tell()
+            if number == 1 and work.steps > 0:
+                began = time.perf_counter()
+                parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
+                image = to_tensor(picture.pixels, self.device)
+                encoder = fit_encoder(parts, image, picture.pixels.shape[:2], quality, offsets, work.steps, tell)
+                fitting = time.perf_counter() - began
+            encoded = self._encode_with(encoder, picture, quality, offsets, search, True)
+            cost = lagrangian(picture, encoded)
+            if cost < least:
+                least, best = cost, encoded
+            seconds = {part: seconds.get(part, 0.0) + spent for part, spent in encoded.seconds.items()}
+        tell()
+        return Encoded(best.data, best.picture, seconds | {"fit": fitting})
 
     def _encode_with(
         self,
@@ -197,6 +213,7 @@ class Codec:
         picture: Picture,
         quality: int,
         offsets: tuple[int, ...],
+        search: Search,
         verify: bool,
         progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
@@ -209,7 +226,7 @@ class Codec:
         def use(segment: Segment) -> None:
             nonlocal coded
             started = time.perf_counter()
-            parts[segment.layer].append(self._coder.encode(segment.levels, segment.indices))
+            parts[segment.layer].append(self._coder.encode(segment.levels, segment.indices, search.state_bits))
             coded += time.perf_counter() - started
 
         halves = 1 + verify  # decoding visits as many bands
@@ -221,14 +238,15 @@ class Codec:
             progress(total + done, 2 * total)
 
         watched = progress is not None
-        latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, first_half if watched else None)
+        seen = first_half if watched else None
+        latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, search, seen)
         networked = time.perf_counter() - began - coded
         chunks = pack_icc(picture.icc)
         if picture.alpha is not None:
             chunks[container.ALPHA] = pack_alpha(picture.alpha)
         chunks |= pack_metadata(picture.exif, picture.xmp)
         fingerprint = bytes.fromhex(self.fingerprint)[:4]
-        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4])
+        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4], search.state_bits)
         data = container.pack(Container(header, tuple(map(plan.join, parts)), chunks))
         decoded, spent = None, {"network": 0.0, "coder": 0.0}
         if verify:
@@ -268,11 +286,12 @@ class Codec:
         offsets: tuple[int, ...],
         use: Callable[[Segment], None],
         encoder: Encoder | None = None,
+        search: Search = AS_TRAINED,
         progress: Callable[[int, int], None] | None = None,
     ) -> bytes:
         """The latents of (H, W, 3) uint8, of which `use` is shown one segment after another; returns their SHA-256.
 
-        encoder: None is the model's own. progress: as `decode` tells it.
+        encoder: None is the model's own. search: of the levels. progress: as `decode` tells it.
         """
         encoder = self._encoder if encoder is None else encoder
         qualities = self._qualities(quality, offsets)
@@ -296,7 +315,7 @@ class Codec:
 
             def quantized(top: int, bottom: int) -> Tensor:
                 part = _rows_of(prior, top, bottom)
-                levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index)
+                levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index, search)
                 levels = levels.to(torch.int16)
                 z = dequantize(part, levels, self._topdown.snap)
                 use(Segment(layer, levels[0].cpu().numpy(), _indices(part.scale_index), z))
@@ -382,11 +401,13 @@ class Codec:
     def information(self, data: bytes) -> list[np.ndarray]:
         """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
         bits: list[list[np.ndarray]] = [[] for _ in self.strides]
+        parsed = container.parse(data)
 
         def look(segment: Segment) -> None:
-            bits[segment.layer].append(self._coder.symbol_bits(segment.levels, segment.indices))
+            found = self._coder.symbol_bits(segment.levels, segment.indices, parsed.header.state_bits)
+            bits[segment.layer].append(found)
 
-        self._decode_latents(container.parse(data), look=look)
+        self._decode_latents(parsed, look=look)
         return [np.concatenate(parts, 1) for parts in bits]
 
     @torch.inference_mode()
@@ -463,7 +484,7 @@ class Codec:
                 part = _rows_of(prior, top, bottom)
                 indices = _indices(part.scale_index)
                 began = time.perf_counter()
-                levels = self._coder.decode(streams[prior.layer][number], indices)
+                levels = self._coder.decode(streams[prior.layer][number], indices, parsed.header.state_bits)
                 coder += time.perf_counter() - began
                 z = dequantize(part, torch.from_numpy(levels).to(self.device)[None], self._topdown.snap)
                 latents.update(prior.layer, z)

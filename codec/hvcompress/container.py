@@ -18,9 +18,10 @@ MAGIC = b"\x8fHV"  # the first byte is not ASCII, so no text file starts like th
 VERSION = 1
 MAX_SIDE = 65535
 MAX_PIXELS = 1 << 30  # a program may set a lower limit, by the memory that it has
+STATE_BITS = (8, 10, 12, 14)  # of the machines that there are: those of `machine.py`, which needs numpy
 FLAG_GRAY, FLAG_OFFSETS, FLAG_CHUNKS, FLAG_RESERVED = 1, 2, 4, 8
-MIN_BYTES = 20
-MAX_HEADER_BYTES = 18 + 2 * 5 + 15 + 5 + 14 * 5  # five bytes per varint
+MIN_BYTES = 21
+MAX_HEADER_BYTES = 19 + 2 * 5 + 15 + 5 + 14 * 5  # five bytes per varint
 ALPHA, ICC = b"ALPH", b"ICCP"  # an upper-case first letter marks a chunk that a decoder must understand
 EXIF, XMP = b"exif", b"xmpd"  # others may be skipped
 
@@ -36,6 +37,7 @@ class Header:
     offsets: tuple[int, ...]  # quality offset per layer, coarse to fine
     fingerprint: bytes  # first 4 bytes of the model's fingerprint
     latent_hash: bytes  # first 4 bytes of the SHA-256 of the decoded latents
+    state_bits: int = STATE_BITS[0]  # of the trellis's machine, which has 2^state_bits states
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class FileInfo:
     exif: bool
     xmp: bool
     quality: int
+    state_bits: int
     offsets: tuple[int, ...]
     fingerprint: str
     header_bytes: int
@@ -130,7 +133,7 @@ def pack(container: Container) -> bytes:
             bytes((flags,)),
             header.fingerprint,
             header.latent_hash,
-            bytes((header.quality,)),
+            bytes((header.quality, header.state_bits)),
             pack_varint(header.width),
             pack_varint(header.height),
             offsets,
@@ -235,6 +238,9 @@ def _parse_header(reader: _Reader) -> tuple[Header, list[int], int]:
     quality = reader.take(1)[0]
     if quality >= LEVELS:
         raise FormatError(f"quality {quality} is out of range")
+    state_bits = reader.take(1)[0]
+    if state_bits not in STATE_BITS:
+        raise UnsupportedError(f"the file needs a machine of 2^{state_bits} states, which this program does not know")
     width, height = reader.varint(), reader.varint()
     if width == 0 or height == 0:
         raise FormatError("the picture has no pixels")
@@ -248,7 +254,7 @@ def _parse_header(reader: _Reader) -> tuple[Header, list[int], int]:
     if flags & FLAG_CHUNKS and section_bytes == 0:
         raise FormatError("the file should have chunks, but has none")
     lengths = [reader.varint() for _ in range(layers - 1)]
-    header = Header(width, height, bool(flags & FLAG_GRAY), quality, offsets, fingerprint, latent_hash)
+    header = Header(width, height, bool(flags & FLAG_GRAY), quality, offsets, fingerprint, latent_hash, state_bits)
     return header, lengths, section_bytes
 
 
@@ -289,6 +295,7 @@ def read_info(data: bytes) -> FileInfo:
         exif=EXIF in container.chunks,
         xmp=XMP in container.chunks,
         quality=header.quality,
+        state_bits=header.state_bits,
         offsets=header.offsets,
         fingerprint=header.fingerprint.hex(),
         header_bytes=container.header_bytes,

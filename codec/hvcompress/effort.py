@@ -1,15 +1,19 @@
-"""Effort: an encoder fitted to the one picture that it is about to encode.
+"""Effort: a longer search, several files to choose from, and an encoder fitted to the one picture that it encodes.
 
-The decoder and the format do not change. A copy of the encoder's weights goes on being trained, with the objective
-of training, on this picture at this quality alone; what it has to give up is being right for all other pictures. (The
-weights of an encoder generalise imperfectly: Cremer et al. 2018, "Inference suboptimality in variational
-autoencoders". Optimising the latents themselves gains next to nothing here; see `docs/training.md`.)
+The decoder does not change. The first thing that time buys is a trellis of more states (`machine.py`). The second:
+since a layer's prior follows from the levels of the coarser ones, the least change in them leads to another file,
+better or worse by half a percent; so some files are made, with a little more weight on error each, and the best is
+taken. The third: a copy of the encoder's weights goes on being trained, with the objective of training, on this picture
+at this quality alone; what it has to give up is being right for all other pictures. (The weights of an encoder
+generalise imperfectly: Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the
+latents themselves gains next to nothing here; see `docs/training.md`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,18 +26,46 @@ from .network import MAX_STRIDE, Encoder
 from .precision import autocast
 from .quality import is_whole
 from .training.objective import evaluate
+from .trellis import WEIGHT, Search
 
-LEVELS = range(1, 10)
+WEIGHT_STEP = 0.125  # between the weights of two files
 LEARNING_RATE = 1e-4  # of Adam, at its peak
 WARMUP = 5  # steps
 WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees of a larger picture
 
 
-def steps_of(effort: int) -> int:
-    """Training steps of an effort level 1..9: none, then 8, twice as many every two levels. Raises UsageError."""
+@dataclass(frozen=True)
+class Work:
+    """What an effort means."""
+
+    state_bits: int  # of the trellis
+    files: int = 1  # to choose from
+    steps: int = 0  # of training
+
+
+LEVELS = {
+    1: Work(10),
+    2: Work(12),
+    3: Work(14),
+    4: Work(14, files=4),
+    5: Work(14, files=4, steps=16),
+    6: Work(14, files=4, steps=32),
+    7: Work(14, files=4, steps=64),
+    8: Work(14, files=8, steps=128),
+    9: Work(14, files=16, steps=256),
+}
+
+
+def work_of(effort: int) -> Work:
+    """What an effort of 1..9 means. Raises UsageError."""
     if not is_whole(effort) or effort not in LEVELS:
-        raise UsageError(f"effort must be a whole number from {LEVELS[0]} to {LEVELS[-1]}, not {effort!r}")
-    return 0 if effort == 1 else round(8 * 2 ** ((int(effort) - 2) / 2))
+        raise UsageError(f"effort must be a whole number from {min(LEVELS)} to {max(LEVELS)}, not {effort!r}")
+    return LEVELS[effort]
+
+
+def searches_of(work: Work) -> list[Search]:
+    """A search for every file, the plain one first."""
+    return [Search(work.state_bits, WEIGHT + WEIGHT_STEP * number) for number in range(work.files)]
 
 
 def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
@@ -54,12 +86,12 @@ def fit_encoder(
     quality: int,
     offsets: tuple[int, ...],
     steps: int,
-    progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[], None] | None = None,
 ) -> Encoder:
     """A copy of the encoder, trained on one picture.
 
     parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64; size: the height
-    and width of it that count, the rest being padding. progress: told the steps done, from 0, and `steps`.
+    and width of it that count, the rest being padding. tell: called after every step.
     """
     device = image.device
     image = image.clone()  # the caller's may not be fit for gradients
@@ -71,8 +103,6 @@ def fit_encoder(
     noise = torch.Generator(device).manual_seed(0)  # so that a run can be repeated on the same machine
     places = np.random.Generator(np.random.PCG64(0))
     for step in range(steps):
-        if progress is not None:
-            progress(step, steps)
         top, left, height, width = _window(*image.shape[-2:], places)
         window = image[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
         counts = min(height, size[0] - top), min(width, size[1] - left)
@@ -84,8 +114,8 @@ def fit_encoder(
         adam.zero_grad()
         loss.backward()
         adam.step()
-    if progress is not None:
-        progress(steps, steps)
+        if tell is not None:
+            tell()
     if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
         return parts.encoder  # nothing was learnt
     return encoder.requires_grad_(False)

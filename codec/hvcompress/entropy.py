@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from .errors import FormatError
+from .machine import FEWEST, machine
 from .scales import SCALE_LEVELS, scale
-from .trellis import NEXT, SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
+from .trellis import SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
 
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
@@ -27,8 +29,6 @@ ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
 SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
-_NEXT_DOUBLED = 2 * NEXT.astype(np.int32).ravel()  # [2 * state + parity]: twice the next state
-_QUANTIZER_KEY = np.where(np.arange(2 * len(NEXT)) & 2, np.int32(SCALE_LEVELS), np.int32(0))  # [2 * state]
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,23 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     return Tables(np.array([reach_of(index) for index in range(SCALE_LEVELS)], np.int32), tuple(tables))
 
 
-def _quantizers(symbols: np.ndarray) -> np.ndarray:
+@lru_cache
+def _transitions(state_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """[2 * state + parity]: twice the next state; [2 * state]: what its quantizer adds to a table's number. int32."""
+    doubled = 2 * machine(state_bits).following.ravel()
+    return doubled, SCALE_LEVELS * (np.arange(len(doubled), dtype=np.int32) >> 1 & 1)
+
+
+def _quantizers(symbols: np.ndarray, state_bits: int) -> np.ndarray:
     """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
     parities = dealt(torch.from_numpy((symbols & 1).astype(np.uint8))).numpy()
-    states = np.empty_like(parities)
-    state = np.zeros(parities.shape[1], np.uint8)
+    following = machine(state_bits).following
+    quantizers = np.empty_like(parities)
+    state = np.zeros(parities.shape[1], np.int32)
     for step, parity in enumerate(parities):
-        states[step] = state
-        state = NEXT[state, parity]
-    return states.ravel()[: len(symbols)] & 1
+        quantizers[step] = state & 1
+        state = following[state, parity]
+    return quantizers.ravel()[: len(symbols)]
 
 
 def _levels(symbols: np.ndarray, quantizers: np.ndarray) -> np.ndarray:
@@ -123,7 +131,10 @@ def _check_rest(decoder) -> None:
 
 
 class LayerCoder:
-    """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it."""
+    """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it.
+
+    state_bits: of the machine of 2^state_bits states whose path the levels are.
+    """
 
     def __init__(self, tables: Tables):
         import constriction
@@ -154,7 +165,7 @@ class LayerCoder:
             smallest = -reach + ((reach ^ key // TABLES) & 1)
             yield key, order[ends[key] - counts[key] : ends[key]], reach, smallest
 
-    def _keyed(self, levels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _keyed(self, levels: np.ndarray, indices: np.ndarray, state_bits: int) -> tuple[np.ndarray, np.ndarray]:
         """Symbols k (N,) that are coded and their keys (N,), in the order of the layer.
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
@@ -162,7 +173,7 @@ class LayerCoder:
         coded = is_coded(indices)
         found = levels[coded].astype(np.int32)
         symbols = np.sign(found) * ((np.abs(found) + 1) >> 1)
-        quantizers = _quantizers(symbols)
+        quantizers = _quantizers(symbols, state_bits)
         if levels[~coded].any() or not np.array_equal(_levels(symbols, quantizers), found):
             raise ValueError("these levels are not a path of the trellis")
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
@@ -175,12 +186,12 @@ class LayerCoder:
         outside = np.abs(values) > reach
         return np.where(outside, (reach - smallest) // 2 + 1, (values - smallest) >> 1).astype(np.int32), outside
 
-    def encode(self, levels: np.ndarray, indices: np.ndarray) -> bytes:
+    def encode(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> bytes:
         """Levels (c, h, w) int16, and scale indices (c, h, w) uint8 below SCALE_LEVELS -> the fewest bytes.
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
         """
-        symbols, keys = self._keyed(levels, indices)
+        symbols, keys = self._keyed(levels, indices, state_bits)
         encoder = self._queue.RangeEncoder()
         encoder.encode((keys >> 7).astype(np.int32), self._parity, self._odd[keys & 127])
         escaped = []
@@ -195,13 +206,14 @@ class LayerCoder:
         position, (lower, width) = encoder.pos()
         return _shortest(encoder.get_compressed().astype(">u4").tobytes(), position, lower, width)
 
-    def decode(self, data: bytes, indices: np.ndarray) -> np.ndarray:
+    def decode(self, data: bytes, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
         coded = is_coded(indices)
         keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizers are added
         lanes = lanes_of(len(keys))[1]
+        following, added = _transitions(state_bits)
         doubled, quantizer = np.zeros((2, lanes), np.int32)  # of each lane twice the state, and what it adds to a key
         parities, escaped = [np.zeros(0, np.int32)], []
         try:
@@ -212,8 +224,8 @@ class LayerCoder:
                 key += quantizer
                 parity = decoder.decode(self._parity, self._odd.take(key))
                 parities.append(parity)
-                doubled = _NEXT_DOUBLED.take(doubled + parity)
-                quantizer = _QUANTIZER_KEY.take(doubled)
+                doubled = following.take(doubled + parity)
+                quantizer = added.take(doubled)
                 _check_rest(decoder)
             flat = (keys + (np.concatenate(parities) << 7)).astype(np.uint8)
             symbols = np.empty(flat.shape, np.int32)
@@ -235,14 +247,14 @@ class LayerCoder:
         levels[coded] = _levels(symbols, (flat >> 6) & 1)
         return levels
 
-    def bits(self, levels: np.ndarray, indices: np.ndarray) -> float:
+    def bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
-        return float(self._information(*self._keyed(levels, indices)).sum())
+        return float(self._information(*self._keyed(levels, indices, state_bits)).sum())
 
-    def symbol_bits(self, levels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def symbol_bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
         """`bits` symbol by symbol: (c, h, w) float64, -log2 of each one's probability."""
         bits = np.zeros(levels.shape)
-        bits[is_coded(indices)] = self._information(*self._keyed(levels, indices))
+        bits[is_coded(indices)] = self._information(*self._keyed(levels, indices, state_bits))
         return bits
 
     def _information(self, symbols: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -255,9 +267,9 @@ class LayerCoder:
             information[positions] -= np.log2(weights[slots] / weights.sum()) - 16.0 * outside
         return information
 
-    def count(self, levels: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+    def count(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> list[np.ndarray]:
         """Per table, how often each symbol, and last those beyond the reach, was seen: for `gaussian_tables`."""
-        symbols, keys = self._keyed(levels, indices)
+        symbols, keys = self._keyed(levels, indices, state_bits)
         counts = [np.zeros(len(frequencies), np.int64) for frequencies in self.tables.frequencies]
         for key, positions, reach, _ in self._groups(keys):
             values = symbols[positions]
@@ -266,9 +278,9 @@ class LayerCoder:
         return counts
 
 
-def path_of(symbols: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def path_of(symbols: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
     """The levels that a trellis makes of symbols k, (c, h, w), where they are coded; elsewhere zero, int16."""
     coded, levels = is_coded(indices), np.zeros(symbols.shape, np.int16)
     found = symbols[coded].astype(np.int32)
-    levels[coded] = _levels(found, _quantizers(found))
+    levels[coded] = _levels(found, _quantizers(found, state_bits))
     return levels

@@ -310,15 +310,15 @@ def encode_to(
     encodings at effort 1, for a PSNR each with a decoding.
 
     offsets, memory_limit: as `Codec.encode` has them; the search starts from these offsets. effort: above 1 the setting
-    is searched at effort 1, and searched again (up to twice) if the file that the fitted encoder then makes is not near
-    enough. verify: decode the final bytes and compare the latents; done in any case for a PSNR and above effort 1.
+    is searched at effort 1, and searched again (up to twice) if the file that the greater effort then makes is not near
+    enough. verify: decode the final bytes and compare the latents; done in any case for a PSNR and from effort 4 on.
     progress: told how many of about how many steps are done, from 0.
     Raises TargetError where the target is out of the range of this picture, and otherwise as `Codec.encode` does.
     """
     if effort != 1:
-        from .effort import steps_of
+        from .effort import work_of
 
-        steps_of(effort)
+        work_of(effort)
     runs = _Runs(codec, picture, target, offsets, memory_limit, progress)
     goal, layers = runs.goal, runs.offsets or (0,) * codec.layers
     trials = search(runs.measure, goal, layers, runs.start)
@@ -327,17 +327,17 @@ def encode_to(
     if best is None or not goal.met(best) and not min(values) <= goal.target <= max(values):
         raise TargetError(runs.out_of_range(trials))
     if effort != 1:
-        best = goal.best([*_fitted(runs, effort, goal, layers, trials, best), best])
+        best = goal.best([*_laboured(runs, effort, goal, layers, trials, best), best])
     return runs.reached(best, verify)
 
 
-def _fitted(
+def _laboured(
     runs: _Runs, effort: int, goal: Goal, offsets: Sequence[int], trials: list[Trial], setting: Trial
 ) -> list[Trial]:
-    """Encodings by encoders fitted to the picture, the last one meeting the goal if that can be had.
+    """Encodings at an effort above 1, the last one meeting the goal if that can be had.
 
-    trials: at effort 1. setting: the one of them to begin with. A fitted encoder's file is larger or smaller by some
-    percent than that of effort 1, by about as much at the next setting: so the goal is moved by that.
+    trials: at effort 1. setting: the one of them to begin with. Effort makes a file larger or smaller by some
+    percent, by about as much at the next setting: so the goal is moved by that.
     """
     made: list[Trial] = []
     done: set[Trial] = set()

@@ -1,4 +1,4 @@
-"""The search of `trellis.py` as one kernel of Triton, for CUDA: torch alone would launch thousands a layer.
+"""The search of `viterbi.py` as one kernel of Triton, for CUDA: torch alone would launch thousands a layer.
 
 Only additions and comparisons of float32, in the order of the plain search, so the same path.
 """
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..trellis import CAME_EVEN, CAME_ODD, STATES
+from ..machine import Machine
 from .convolve import on
 
 
@@ -44,16 +44,16 @@ def _viterbi(costs, came, ways, branches, length, count, STATES: tl.constexpr):
 
 
 @lru_cache
-def _came(device: torch.device) -> Tensor:
-    """(2, STATES) int32: from which state an even and an odd symbol come."""
-    return torch.from_numpy(np.stack((CAME_EVEN, CAME_ODD)).astype(np.int32)).to(device)
+def _came(trellis: Machine, device: torch.device) -> Tensor:
+    """(2, S) int32: from which state an even and an odd symbol come."""
+    return torch.from_numpy(np.stack((trellis.came_even, trellis.came_odd)).astype(np.int32)).to(device)
 
 
-def search(costs: Tensor) -> Tensor:
+def search(trellis: Machine, costs: Tensor) -> Tensor:
     """The branch taken at every step: (T, 4, n) contiguous float32 on a GPU -> (T, n) int64."""
     length, _, count = costs.shape
-    ways = torch.empty(count, length, STATES, dtype=torch.uint8, device=costs.device)
+    ways = torch.empty(count, length, trellis.states, dtype=torch.uint8, device=costs.device)
     branches = torch.empty(length, count, dtype=torch.uint8, device=costs.device)
     with on(costs.device):
-        _viterbi[(count,)](costs, _came(costs.device), ways, branches, length, count, STATES)
+        _viterbi[(count,)](costs, _came(trellis, costs.device), ways, branches, length, count, trellis.states)
     return branches.long()

@@ -1,0 +1,48 @@
+"""The state machines of trellis-coded quantization: which of two quantizers is in force, by the symbols before.
+
+A machine of 2^b states is a convolutional code of memory b. The more states, the nearer a sequence of levels can come
+to what is to be coded, and a decoder pays nothing for them: it only follows. An encoder's search takes time in
+proportion. So a file says which machine it was made with. What they save, see `docs/training.md`.
+
+256 states are Ungerboeck's for amplitude modulation (1987, "Trellis-coded modulation with redundant signal sets, part
+II", table I). Those of more states were found by trying codes at random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+# b -> the code's parity checks, of the quantizers and of the symbols' parities, in octal as the literature has them.
+PARITY_CHECKS = {
+    8: (0o515, 0o362),
+    10: (0o2617, 0o1022),
+    12: (0o17061, 0o4632),
+    14: (0o75261, 0o35416),
+}
+FEWEST = 8  # state bits of the machine that networks are trained with
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """Of S = 2^b states, of which each lane starts in state 0. A state's lowest bit is its quantizer."""
+
+    following: np.ndarray  # (S, 2) int32: the next state, by state and parity of the symbol
+    came_even: np.ndarray  # (S,) int64: from which state an even symbol leads to a state
+    came_odd: np.ndarray  # (S,) int64: and from which an odd one; its quantizer is the same
+
+    @property
+    def states(self) -> int:
+        return len(self.following)
+
+
+@lru_cache
+def machine(state_bits: int) -> Machine:
+    """The machine of 2^state_bits states; KeyError where there is none."""
+    quantizers, parities = PARITY_CHECKS[state_bits]
+    state, parity = np.arange(1 << state_bits, dtype=np.int32)[:, None], np.arange(2, dtype=np.int32)
+    # A shift register with feedback from the quantizer and from the symbol; the checks without their newest bit.
+    following = (state >> 1) ^ ((state & 1) * (quantizers >> 1)) ^ (parity * (parities >> 1))
+    return Machine(following, np.argsort(following[:, 0]), np.argsort(following[:, 1]))

@@ -1,0 +1,124 @@
+"""The cheapest path through a trellis (Viterbi): all lanes at once, step by step.
+
+A branch is 2 * quantizer + parity: what a symbol of that parity costs where that quantizer is in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .machine import Machine, machine
+
+COST_UNIT = 1 / 32  # bits
+COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of its step
+REBASE = 8  # steps after which the totals are counted anew from their minimum
+LANES = 96  # searched at a time
+TOTALS = 1 << 18  # of so many lanes times states at most, which bounds the memory of a search to some 80 MiB
+KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
+
+
+@lru_cache
+def search_on(device: torch.device, state_bits: int) -> Callable[[Tensor], Tensor]:
+    """A device's fastest search of the machine with 2^state_bits states.
+
+    It takes (T, 4, n) float32, the costs of the branches, and returns (T, n) int64, the branches of the cheapest path.
+    """
+    trellis = machine(state_bits)
+    if device.type == "cpu":
+        return partial(integer_search, trellis)
+    if state_bits > KERNEL_BITS:
+        return lambda costs: integer_search(trellis, costs.cpu()).to(device)
+    try:
+        from .kernels.viterbi import search
+
+        costs = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).to(device)
+        if torch.equal(search(trellis, costs), plain_search(trellis, costs)):
+            return partial(search, trellis)
+    except Exception:  # no Triton, or one that does not work here; its errors have no common root
+        pass
+    return partial(plain_search, trellis)
+
+
+def plain_search(trellis: Machine, costs: Tensor) -> Tensor:
+    """(T, 4, n) costs of the branches -> (T, n) int64, the branch to take at every step: what all searches do."""
+    length, _, count = costs.shape
+    states = trellis.states
+    came = torch.from_numpy(np.concatenate((trellis.came_even, trellis.came_odd))).to(costs.device)
+    branch = 2 * (came & 1) + (torch.arange(2 * states, device=costs.device) >= states)
+    total = torch.full((states, count), 1e9, device=costs.device)
+    total[0] = 0.0
+    odd = torch.empty(length, states, count, dtype=torch.bool, device=costs.device)  # whether that way was cheaper
+    for t in range(length):
+        ways = total.index_select(0, came).add_(costs[t].index_select(0, branch))  # (2 * states, n)
+        torch.lt(ways[states:], ways[:states], out=odd[t])
+        total = torch.minimum(ways[:states], ways[states:])
+    state = total.argmin(0, keepdim=True)  # (1, n)
+    branches = torch.empty(length, 1, count, dtype=torch.long, device=costs.device)
+    for t in range(length - 1, -1, -1):
+        way = state + states * odd[t].gather(0, state)
+        branches[t] = branch.take(way)
+        state = came.take(way)
+    return branches[:, 0]
+
+
+def integer_search(trellis: Machine, costs: Tensor) -> Tensor:
+    """`plain_search` for CPUs, in 16-bit integers: several times as fast, for a few millionths of the cost.
+
+    Only what a branch costs more than its step's cheapest matters. Within log2(states) steps any state can be reached
+    from any other, so totals differ by 14 * COST_LIMIT at most, and 16 bits hold them between two rebases.
+    """
+    length, _, count = costs.shape
+    units = ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
+    units = units.view(length, 2, 2, 1, count).numpy()  # [t, quantizer, parity]
+    lanes = max(1, min(LANES, TOTALS // trellis.states))
+    chunks = [units[..., first : first + lanes] for first in range(0, count, lanes)]
+    threads = min(len(chunks), torch.get_num_threads())
+    if threads < 2:
+        parts = [_search_lanes(trellis, chunk) for chunk in chunks]
+    else:  # numpy lets others run meanwhile
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(partial(_search_lanes, trellis), chunks))
+    return torch.from_numpy(np.concatenate(parts, 1))
+
+
+@lru_cache
+def _twins(trellis: Machine) -> np.ndarray:
+    """(S,): an odd symbol leads to twins[t] from the state from which an even one leads to t."""
+    return np.argsort(trellis.came_even)[trellis.came_odd]
+
+
+def _search_lanes(trellis: Machine, costs: np.ndarray) -> np.ndarray:
+    """(T, 2, 2, 1, n) int16 costs by quantizer and parity -> (T, n) branches."""
+    length, count, states = len(costs), costs.shape[-1], trellis.states
+    twins, came = _twins(trellis), np.concatenate((trellis.came_even, trellis.came_odd))
+    total = np.full((states, count), 14 * COST_LIMIT, np.int16)
+    total[0] = 0
+    gathered, even, odd = (np.empty_like(total) for _ in range(3))
+    # came_even lists the states that come from quantizer 0 first: [quantizer, which, lane].
+    by_quantizer = [x.reshape(2, states // 2, count) for x in (gathered, even, odd)]
+    # Whether the odd way was cheaper: a bit for each state and lane.
+    cheaper = np.empty((length, states * count // 8), np.uint8)
+    for t in range(length):
+        np.take(total, trellis.came_even, axis=0, out=gathered, mode="clip")
+        np.add(by_quantizer[0], costs[t, :, 0], out=by_quantizer[1])
+        np.add(by_quantizer[0], costs[t, :, 1], out=by_quantizer[2])
+        np.take(odd, twins, axis=0, out=gathered, mode="clip")
+        cheaper[t] = np.packbits(gathered < even, bitorder="little")
+        np.minimum(even, gathered, out=total)
+        if t % REBASE == REBASE - 1:
+            total -= total.min(0)
+    state = total.argmin(0)
+    lane = np.arange(count)
+    branches = np.empty((length, count), np.int64)
+    for t in range(length - 1, -1, -1):
+        place = state * count + lane
+        parity = (cheaper[t].take(place >> 3) >> (place & 7)) & 1
+        state = came.take(state + states * parity)
+        branches[t] = 2 * (state & 1) + parity
+    return branches
