@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 
 from hvcompress.codec import Codec, Encoded, lagrangian, load_model  # noqa: E402
-from hvcompress.effort import work_of  # noqa: E402
+from hvcompress.effort import level_of  # noqa: E402
 from hvcompress.image_io import Picture, read_picture  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
@@ -52,8 +52,8 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
     bend = saved(low, high, middle)
     rows = []
     for effort in efforts:
-        fitted = codec.encode(picture, quality, effort=effort)
-        size, decibel = point(fitted)
+        made = codec.encode(picture, quality, effort=effort)
+        size, decibel = point(made)
         rows.append(
             {
                 "quality": quality,
@@ -63,8 +63,8 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
                 "bytes_effort_1": middle[0],
                 "psnr_effort_1": round(middle[1], 4),
                 "saved": round(1 - (1 - saved(low, high, (size, decibel))) / (1 - bend), 6),
-                "lagrangian": round(lagrangian(picture, fitted) / lagrangian(picture, plain) - 1, 6),
-                "time_ratio": round(sum(fitted.seconds.values()) / sum(plain.seconds.values()), 2),
+                "lagrangian": round(lagrangian(picture, made) / lagrangian(picture, plain) - 1, 6),
+                "time_ratio": round(sum(made.seconds.values()) / sum(plain.seconds.values()), 2),
             }
         )
     return rows
@@ -79,9 +79,9 @@ def table(rows: list[dict], efforts: list[int], qualities: list[int]) -> str:
         mine = [row for row in rows if row["effort"] == effort]
         gains = [100 * np.nanmean([row["saved"] for row in mine if row["quality"] == quality]) for quality in qualities]
         ratio = np.median([row["time_ratio"] for row in mine])
-        work = work_of(effort)
+        level = level_of(effort)
         saves = "  ".join(f"{gain:9.2f} %" for gain in gains)
-        lines.append(f"{effort:6}  {1 << work.state_bits:6}  {work.files:5}  {work.steps:5}  {saves}  {ratio:10.0f}")
+        lines.append(f"{effort:6}  {1 << level.state_bits:6}  {level.files:5}  {level.steps:5}  {saves}  {ratio:10.0f}")
     return "\n".join(lines)
 
 

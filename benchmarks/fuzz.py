@@ -203,6 +203,7 @@ def _header(rng: random.Random, base: Container) -> bytes:
         "gray": not header.gray,
         "quality": rng.choice((0, 1, 50, 99, 100, 101, 127, 128, 255, max(header.quality - 1, 0), header.quality + 1)),
         "offsets": tuple(rng.choice((-128, -41, -40, -1, 0, 1, 40, 41, 127)) for _ in range(count)),
+        "state_bits": rng.choice((0, 8, 9, 10, 12, 14, 255)),
         "fingerprint": rng.randbytes(4),
         "latent_hash": rng.randbytes(4),
     }
@@ -218,9 +219,9 @@ def _header(rng: random.Random, base: Container) -> bytes:
 def assembled(header: Header, streams: tuple[bytes, ...], chunks: dict[bytes, bytes]) -> bytes:
     """`pack` without its check of the size, and with bytes that hold what fits into them."""
     small = dataclasses.replace(header, width=1, height=1, quality=0)
-    data = pack(Container(small, streams, chunks))  # quality at 17, width and height at 18 and 19
+    data = pack(Container(small, streams, chunks))  # quality at 17, state bits at 18, width and height at 19 and 20
     size = varint(header.width) + varint(header.height)
-    return sealed(data[:17] + bytes((header.quality & 255,)) + size + data[20:])
+    return sealed(data[:17] + bytes((header.quality & 255, header.state_bits)) + size + data[21:])
 
 
 def png_of(

@@ -748,8 +748,8 @@ def test_trouble_outside_any_file(capsys, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------------
 # Info, models, test
 
-DOCUMENTED = """file version width height gray alpha icc exif xmp quality offsets fingerprint header_bytes layer_bytes
-chunk_bytes file_bytes latent_hash betas model bpp""".split()
+DOCUMENTED = """file version width height gray alpha icc exif xmp quality state_bits offsets fingerprint header_bytes
+layer_bytes chunk_bytes file_bytes latent_hash betas model bpp""".split()
 
 
 def test_info_as_json(here, codec, capsys):

@@ -1,4 +1,4 @@
-"""Effort: an encoder fitted to one picture, with a tiny random model."""
+"""Effort: longer searches, several files and an encoder fitted to one picture, with a tiny random model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_longer_search_needs_no_fitting(tiny, picture):
 def test_the_best_of_several_files_is_taken(tiny):
     """Their weights differ, so that their levels do; at effort 4 there is no fitting."""
     noisy = read_picture(np.random.default_rng(5).integers(0, 256, (192, 192, 3)).astype(np.uint8))
-    searches = effort.searches_of(effort.work_of(4))
+    searches = effort.level_of(4).searches
     assert len(set(searches)) == 4 and searches[0].weight == WEIGHT
     made = [tiny._encode_with(tiny._encoder, noisy, 90, (0,) * LAYERS, search, True) for search in searches]
     assert len({encoded.data for encoded in made}) > 1
@@ -144,14 +144,14 @@ def test_effort_repeats_itself_and_respects_betas(tiny, picture):
 
 
 def test_a_level_is_more_work_than_the_one_before():
-    work = [effort.work_of(level) for level in range(1, 10)]
-    assert work[0] == effort.Work(10, files=1, steps=0)
-    for less, more in itertools.pairwise(work):
+    levels = [effort.level_of(number) for number in range(1, 10)]
+    assert levels[0] == effort.Level(10, files=1, steps=0)
+    for less, more in itertools.pairwise(levels):
         assert less != more
         assert less.state_bits <= more.state_bits and less.files <= more.files and less.steps <= more.steps
     for wrong in (0, 10, 2.5, 3.0, "3", None, True):
         with pytest.raises(UsageError, match="effort must be a whole number from 1 to 9"):
-            effort.work_of(wrong)
+            effort.level_of(wrong)
 
 
 def test_windows_of_a_large_picture():

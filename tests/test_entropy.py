@@ -19,7 +19,7 @@ from hvcompress.entropy import (
     reach_of,
 )
 from hvcompress.errors import FormatError
-from hvcompress.machine import machine
+from hvcompress.machine import machine_of
 from hvcompress.scales import SCALE_LEVELS, scale
 from hvcompress.trellis import lanes_of
 
@@ -87,7 +87,7 @@ def test_lanes_are_long_and_take_turns():
     for number, (symbol, level) in enumerate(zip(coded.tolist(), levels[indices > 0].tolist(), strict=True)):
         lane = number % len(states)
         assert level == 2 * symbol - np.sign(symbol) * (states[lane] & 1)
-        states[lane] = int(machine(8).following[states[lane], symbol & 1])
+        states[lane] = int(machine_of(8).following[states[lane], symbol & 1])
 
 
 def test_what_is_no_path_is_refused():

@@ -136,7 +136,7 @@ def test_a_damaged_file_is_parsed_or_refused(container, edits, behind):
     """behind: damage only what stands behind the length of the header's fixed part."""
     data = pack(container)
     for kind, place, new in edits:
-        first = 18 if behind else 8
+        first = 19 if behind else 8
         place = first + place % max(len(data) - first, 1)
         data = data[:place] + (b"" if kind == "cut" else new) + data[place + (kind != "insert") * len(new) :]
     answer(sealed(data))

@@ -24,6 +24,7 @@ from hvcompress.container import (
     ICC,
     MAGIC,
     MAX_HEADER_BYTES,
+    STATE_BITS,
     VERSION,
     Container,
     Header,
@@ -132,9 +133,8 @@ def containers(draw) -> Container:
     layers = draw(st.integers(1, 15))
     offsets = draw(st.just((0,) * layers) | st.tuples(*[st.integers(-40, 40)] * layers))
     size, four = st.integers(1, 32768), st.binary(min_size=4, max_size=4)
-    header = Header(
-        draw(size), draw(size), draw(st.booleans()), draw(st.integers(0, 100)), offsets, draw(four), draw(four)
-    )
+    gray, quality, state_bits = draw(st.booleans()), draw(st.integers(0, 100)), draw(st.sampled_from(STATE_BITS))
+    header = Header(draw(size), draw(size), gray, quality, offsets, draw(four), draw(four), state_bits)
     streams = draw(st.tuples(*[st.binary(max_size=200)] * layers))
     chunks = draw(st.dictionaries(st.sampled_from([ALPHA, ICC, b"note"]), st.binary(max_size=200), max_size=3))
     return Container(header, streams, chunks)

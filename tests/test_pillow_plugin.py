@@ -206,7 +206,7 @@ def test_errors_are_oserrors_with_ours_as_cause():
     for wrong, kind in (
         (data[:21], FormatError),
         (data[:3] + b"\x09" + data[4:], UnsupportedError),
-        (data[:18] + b"\xff\xff\x03\xff\xff\x03" + data[20:], LimitError),
+        (data[:19] + b"\xff\xff\x03\xff\xff\x03" + data[21:], LimitError),
     ):
         with pytest.raises(OSError, match=r"\S") as caught:
             opened(wrong)

@@ -21,7 +21,7 @@ from hvcompress.cli import main
 from hvcompress.entropy import TOTAL, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import MismatchError, UsageError
 from hvcompress.image_io import Picture
-from hvcompress.machine import machine
+from hvcompress.machine import machine_of
 from hvcompress.quality import beta_of
 from hvcompress.scales import SCALE_LEVELS
 
@@ -136,7 +136,7 @@ def test_bits_symbol_by_symbol():
         # Half of the escape's frequency belongs to either parity, and 16 bits follow.
         probability = frequencies[k + reach] / TOTAL if inside else frequencies[-1] / TOTAL / 2 / 2**16
         expected[c, y, x] = -np.log2(probability)
-        state = machine(8).following[state, k & 1]
+        state = machine_of(8).following[state, k & 1]
     found = coder.symbol_bits(path_of(symbols, indices), indices)
     assert found.shape == (3, 4, 5) and np.allclose(found, expected, rtol=1e-9)
     assert found[1, 2, 3] > 30

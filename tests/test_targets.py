@@ -357,7 +357,7 @@ def test_a_tiny_picture_gets_the_nearest():
 @pytest.mark.parametrize("fitted", [-6, -1, 0, 1, 6])
 @pytest.mark.parametrize("strict", [False, True])
 def test_effort_keeps_to_the_target(picture, fitted, strict):
-    """However much larger or smaller the files of a fitted encoder are than those that were searched with."""
+    """However much larger or smaller the files are than those at effort 1 that were searched with."""
     codec = SizedCodec(picture, fitted)
     size = size_between(codec, 50)
     reached = reach(codec, Target(size=size, strict=strict), effort=5)
@@ -372,7 +372,7 @@ def test_effort_keeps_to_the_target(picture, fitted, strict):
 
 
 def test_effort_that_never_meets_the_target_leaves_what_does(picture):
-    """A fitted encoder whose files come out larger at random: with strict the plain file is the one that is left."""
+    """Effort whose files come out larger at random: with strict the plain file is the one that is left."""
     codec = SizedCodec(picture, 25)
     size = len(plain(codec, 3, verify=False).data)
     reached = reach(codec, Target(size=size, strict=True), effort=5)

@@ -96,8 +96,8 @@ def test_verification_knows_nothing_of_the_encoder(tiny, picture, monkeypatch):
     expected = tiny.encode(picture, 70)
     verified, encode, seen = tiny._verified, LayerCoder.encode, []
 
-    def watched(self, levels, indices):
-        data = encode(self, levels, indices)
+    def watched(self, levels, indices, state_bits):
+        data = encode(self, levels, indices, state_bits)
         seen.extend((levels, indices))
         return data
 
@@ -124,7 +124,7 @@ def test_what_was_verified_is_what_another_codec_decodes(tiny, tiny_folder, pict
         assert np.array_equal(other.decode(encoded.data).pixels, encoded.picture.pixels)
 
 
-@pytest.mark.parametrize("effort", [1, 3])
+@pytest.mark.parametrize("effort", [1, 4])
 def test_it_is_the_default_and_cannot_be_left_out_of_effort(tiny_folder, photo, monkeypatch, effort):
     options = {"effort": effort, "model": tiny_folder, "device": "cpu"}
     lengths = corrupt_coder(monkeypatch, 0)

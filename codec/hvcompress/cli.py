@@ -230,8 +230,8 @@ def make_parser() -> argparse.ArgumentParser:
         "say what is in .hvci files, from their headers alone",
         "With --json one object per line and file, with the keys\n"
         "  file, version, width, height, gray, alpha, icc, exif, xmp (if they are there),\n"
-        "  quality, offsets, fingerprint, header_bytes, layer_bytes, chunk_bytes,\n"
-        "  file_bytes, latent_hash,\n"
+        "  quality, state_bits (of the trellis), offsets, fingerprint, header_bytes,\n"
+        "  layer_bytes, chunk_bytes, file_bytes, latent_hash,\n"
         "  betas (per layer), model (name if installed, or null), bpp (bits per pixel).\n"
         "Layers are listed coarse to fine. Keys may be added, never renamed.\n\n"
         "example: hvcompress info --json *.hvci | jq .bpp",

@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
-from .effort import fit_encoder, searches_of, work_of
+from .effort import fit_encoder, level_of
 from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
@@ -167,7 +166,8 @@ class Codec:
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
         effort: 1 (fast) to 9, see `effort.py`. From 4 on there are several files to choose from, and the best by the
-        measure that is minimised, `lagrangian`, is taken; from 5 on also by an encoder fitted to the picture.
+        measure that is minimised, `lagrangian`, is taken; from 5 on most are by an encoder fitted to the picture. What
+        effort 3 gives is among them.
         verify: decode the bytes again, from the bytes alone, and compare the latents. From effort 4 on that is done in
         any case, since the decoded picture is needed.
         memory_limit: in bytes; None is what the machine has to spare. A picture that needs more is refused at once.
@@ -176,36 +176,45 @@ class Codec:
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
         offsets, quality = self._check(quality, offsets), int(quality)
-        work = work_of(effort)
-        searches = searches_of(work)
+        level = level_of(effort)
+        first, *others = level.searches
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
         plan.check_memory(width, height, memory_limit)
-        if len(searches) == 1:
-            return self._encode_with(self._encoder, picture, quality, offsets, searches[0], verify, progress)
-        done, total = count(), work.steps + len(searches)
+        if not others:
+            return self._encode_with(self._encoder, picture, quality, offsets, first, verify, progress)
+        done, total = 0, level.files + level.steps
 
-        def tell() -> None:
+        def tell(more: int = 0) -> None:
+            nonlocal done
+            done += more
             if progress is not None:
-                progress(next(done), total)
+                progress(done, total)
 
-        encoder, fitting = self._encoder, 0.0
-        least, best, seconds = math.inf, None, {}
-        for number, search in enumerate(searches):
-            tell()
-            if number == 1 and work.steps > 0:
-                began = time.perf_counter()
-                parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-                image = to_tensor(picture.pixels, self.device)
-                encoder = fit_encoder(parts, image, picture.pixels.shape[:2], quality, offsets, work.steps, tell)
-                fitting = time.perf_counter() - began
-            encoded = self._encode_with(encoder, picture, quality, offsets, search, True)
+        least, best, seconds = math.inf, None, {"fit": 0.0}
+
+        def attempt(encoder: Encoder, search: Search) -> None:
+            nonlocal least, best
+            encoded = self._encode_with(encoder, picture, quality, offsets, search, True, lambda *_: tell())
             cost = lagrangian(picture, encoded)
             if cost < least:
                 least, best = cost, encoded
-            seconds = {part: seconds.get(part, 0.0) + spent for part, spent in encoded.seconds.items()}
+            for part, spent in encoded.seconds.items():
+                seconds[part] = seconds.get(part, 0.0) + spent
+            tell(1)
+
         tell()
-        return Encoded(best.data, best.picture, seconds | {"fit": fitting})
+        attempt(self._encoder, first)
+        encoder = self._encoder
+        if level.steps > 0:
+            began = time.perf_counter()
+            parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
+            image, size = to_tensor(picture.pixels, self.device), picture.pixels.shape[:2]
+            encoder = fit_encoder(parts, image, size, quality, offsets, level.steps, lambda: tell(1))
+            seconds["fit"] = time.perf_counter() - began
+        for search in others:
+            attempt(encoder, search)
+        return Encoded(best.data, best.picture, seconds)
 
     def _encode_with(
         self,

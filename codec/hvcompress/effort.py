@@ -35,37 +35,37 @@ WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees
 
 
 @dataclass(frozen=True)
-class Work:
+class Level:
     """What an effort means."""
 
     state_bits: int  # of the trellis
     files: int = 1  # to choose from
-    steps: int = 0  # of training
+    steps: int = 0  # of training; the first file is made without it
+
+    @property
+    def searches(self) -> list[Search]:
+        """One for every file."""
+        return [Search(self.state_bits, WEIGHT + WEIGHT_STEP * number) for number in range(self.files)]
 
 
 LEVELS = {
-    1: Work(10),
-    2: Work(12),
-    3: Work(14),
-    4: Work(14, files=4),
-    5: Work(14, files=4, steps=16),
-    6: Work(14, files=4, steps=32),
-    7: Work(14, files=4, steps=64),
-    8: Work(14, files=8, steps=128),
-    9: Work(14, files=16, steps=256),
+    1: Level(10),
+    2: Level(12),
+    3: Level(14),
+    4: Level(14, files=4),
+    5: Level(14, files=4, steps=16),
+    6: Level(14, files=4, steps=32),
+    7: Level(14, files=4, steps=64),
+    8: Level(14, files=8, steps=128),
+    9: Level(14, files=16, steps=256),
 }
 
 
-def work_of(effort: int) -> Work:
+def level_of(effort: int) -> Level:
     """What an effort of 1..9 means. Raises UsageError."""
     if not is_whole(effort) or effort not in LEVELS:
         raise UsageError(f"effort must be a whole number from {min(LEVELS)} to {max(LEVELS)}, not {effort!r}")
     return LEVELS[effort]
-
-
-def searches_of(work: Work) -> list[Search]:
-    """A search for every file, the plain one first."""
-    return [Search(work.state_bits, WEIGHT + WEIGHT_STEP * number) for number in range(work.files)]
 
 
 def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:

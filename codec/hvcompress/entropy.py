@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .errors import FormatError
-from .machine import FEWEST, machine
+from .machine import TRAINED_BITS, machine_of
 from .scales import SCALE_LEVELS, scale
 from .trellis import SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
 
@@ -84,14 +84,14 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
 @lru_cache
 def _transitions(state_bits: int) -> tuple[np.ndarray, np.ndarray]:
     """[2 * state + parity]: twice the next state; [2 * state]: what its quantizer adds to a table's number. int32."""
-    doubled = 2 * machine(state_bits).following.ravel()
+    doubled = 2 * machine_of(state_bits).following.ravel()
     return doubled, SCALE_LEVELS * (np.arange(len(doubled), dtype=np.int32) >> 1 & 1)
 
 
 def _quantizers(symbols: np.ndarray, state_bits: int) -> np.ndarray:
     """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
     parities = dealt(torch.from_numpy((symbols & 1).astype(np.uint8))).numpy()
-    following = machine(state_bits).following
+    following = machine_of(state_bits).following
     quantizers = np.empty_like(parities)
     state = np.zeros(parities.shape[1], np.int32)
     for step, parity in enumerate(parities):
@@ -133,7 +133,7 @@ def _check_rest(decoder) -> None:
 class LayerCoder:
     """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it.
 
-    state_bits: of the machine of 2^state_bits states whose path the levels are.
+    Its methods take the state_bits of the machine, of 2^state_bits states, whose path the levels are.
     """
 
     def __init__(self, tables: Tables):
@@ -186,7 +186,7 @@ class LayerCoder:
         outside = np.abs(values) > reach
         return np.where(outside, (reach - smallest) // 2 + 1, (values - smallest) >> 1).astype(np.int32), outside
 
-    def encode(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> bytes:
+    def encode(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> bytes:
         """Levels (c, h, w) int16, and scale indices (c, h, w) uint8 below SCALE_LEVELS -> the fewest bytes.
 
         Raises ValueError where the levels are not a path of the trellis, or out of range.
@@ -206,7 +206,7 @@ class LayerCoder:
         position, (lower, width) = encoder.pos()
         return _shortest(encoder.get_compressed().astype(">u4").tobytes(), position, lower, width)
 
-    def decode(self, data: bytes, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
+    def decode(self, data: bytes, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> np.ndarray:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
         padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
         decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
@@ -247,11 +247,11 @@ class LayerCoder:
         levels[coded] = _levels(symbols, (flat >> 6) & 1)
         return levels
 
-    def bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> float:
+    def bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""
         return float(self._information(*self._keyed(levels, indices, state_bits)).sum())
 
-    def symbol_bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
+    def symbol_bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> np.ndarray:
         """`bits` symbol by symbol: (c, h, w) float64, -log2 of each one's probability."""
         bits = np.zeros(levels.shape)
         bits[is_coded(indices)] = self._information(*self._keyed(levels, indices, state_bits))
@@ -267,7 +267,7 @@ class LayerCoder:
             information[positions] -= np.log2(weights[slots] / weights.sum()) - 16.0 * outside
         return information
 
-    def count(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> list[np.ndarray]:
+    def count(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> list[np.ndarray]:
         """Per table, how often each symbol, and last those beyond the reach, was seen: for `gaussian_tables`."""
         symbols, keys = self._keyed(levels, indices, state_bits)
         counts = [np.zeros(len(frequencies), np.int64) for frequencies in self.tables.frequencies]
@@ -278,7 +278,7 @@ class LayerCoder:
         return counts
 
 
-def path_of(symbols: np.ndarray, indices: np.ndarray, state_bits: int = FEWEST) -> np.ndarray:
+def path_of(symbols: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> np.ndarray:
     """The levels that a trellis makes of symbols k, (c, h, w), where they are coded; elsewhere zero, int16."""
     coded, levels = is_coded(indices), np.zeros(symbols.shape, np.int16)
     found = symbols[coded].astype(np.int32)

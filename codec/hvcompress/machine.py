@@ -22,16 +22,20 @@ PARITY_CHECKS = {
     12: (0o17061, 0o4632),
     14: (0o75261, 0o35416),
 }
-FEWEST = 8  # state bits of the machine that networks are trained with
+TRAINED_BITS = 8  # state bits of the machine that networks are trained with
 
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """Of S = 2^b states, of which each lane starts in state 0. A state's lowest bit is its quantizer."""
+    """Of S = 2^b states; each lane starts in state 0. A state's lowest bit is its quantizer. Two states of the same
+    quantizer lead to a state, one by an even symbol, the other by an odd one.
+    """
 
     following: np.ndarray  # (S, 2) int32: the next state, by state and parity of the symbol
-    came_even: np.ndarray  # (S,) int64: from which state an even symbol leads to a state
-    came_odd: np.ndarray  # (S,) int64: and from which an odd one; its quantizer is the same
+    came: (
+        np.ndarray
+    )  # (2 S,) int64: from which state an even symbol leads to each state, then from which an odd one does
+    twins: np.ndarray  # (S,) int64: an odd symbol leads to twins[t] from the state from which an even one leads to t
 
     @property
     def states(self) -> int:
@@ -39,10 +43,11 @@ class Machine:
 
 
 @lru_cache
-def machine(state_bits: int) -> Machine:
+def machine_of(state_bits: int) -> Machine:
     """The machine of 2^state_bits states; KeyError where there is none."""
     quantizers, parities = PARITY_CHECKS[state_bits]
     state, parity = np.arange(1 << state_bits, dtype=np.int32)[:, None], np.arange(2, dtype=np.int32)
     # A shift register with feedback from the quantizer and from the symbol; the checks without their newest bit.
     following = (state >> 1) ^ ((state & 1) * (quantizers >> 1)) ^ (parity * (parities >> 1))
-    return Machine(following, np.argsort(following[:, 0]), np.argsort(following[:, 1]))
+    came_even, came_odd = np.argsort(following[:, 0]), np.argsort(following[:, 1])
+    return Machine(following, np.concatenate((came_even, came_odd)), np.argsort(came_even)[came_odd])

@@ -41,7 +41,7 @@ _SHIFTED = (4, 8)
 _APART = 3  # qualities, of two trials that tell the slope: steps between neighbours are uneven
 _PATIENCE = 6  # qualities tried by interpolation; then the interval is halved
 _SHIFTS = 4  # trials with shifted layers
-_REFITS = 3  # encodings at an effort above 1
+_REPEATS = 3  # encodings at an effort above 1
 _USUAL_TRIALS = 5  # for the progress
 _MOST_DB = 200.0  # stands for infinite PSNR
 
@@ -316,9 +316,9 @@ def encode_to(
     Raises TargetError where the target is out of the range of this picture, and otherwise as `Codec.encode` does.
     """
     if effort != 1:
-        from .effort import work_of
+        from .effort import level_of
 
-        work_of(effort)
+        level_of(effort)
     runs = _Runs(codec, picture, target, offsets, memory_limit, progress)
     goal, layers = runs.goal, runs.offsets or (0,) * codec.layers
     trials = search(runs.measure, goal, layers, runs.start)
@@ -327,11 +327,11 @@ def encode_to(
     if best is None or not goal.met(best) and not min(values) <= goal.target <= max(values):
         raise TargetError(runs.out_of_range(trials))
     if effort != 1:
-        best = goal.best([*_laboured(runs, effort, goal, layers, trials, best), best])
+        best = goal.best([*_at_effort(runs, effort, goal, layers, trials, best), best])
     return runs.reached(best, verify)
 
 
-def _laboured(
+def _at_effort(
     runs: _Runs, effort: int, goal: Goal, offsets: Sequence[int], trials: list[Trial], setting: Trial
 ) -> list[Trial]:
     """Encodings at an effort above 1, the last one meeting the goal if that can be had.
@@ -341,7 +341,7 @@ def _laboured(
     """
     made: list[Trial] = []
     done: set[Trial] = set()
-    while setting not in done and len(done) < _REFITS:
+    while setting not in done and len(done) < _REPEATS:
         done.add(setting)
         made.append(runs.measure(setting.quality, setting.shifts, effort))
         if goal.met(made[-1]):
@@ -405,7 +405,7 @@ class _Runs:
             effort=effort,
             verify=self.target.psnr is not None,
             memory_limit=self._memory_limit,
-            progress=self._watched() if effort == 1 else self._progress,
+            progress=self._watched(),
         )
         self._encodings += 1
         for part, seconds in encoded.seconds.items():

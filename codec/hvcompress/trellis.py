@@ -5,7 +5,7 @@ In units of half a step, one quantizer has the even levels, the other the odd on
     quantizer 0    ... -4    -2     0     2     4 ...       level = 2 k
     quantizer 1    ...  -3    -1    0    1     3  ...       level = 2 k - sign(k)
 
-The symbol k is what is coded. Its parity drives a state machine of 256 to 65,536 states (`machine.py`), and the state
+The symbol k is what is coded. Its parity drives a state machine of 256 to 16,384 states (`machine.py`), and the state
 chooses the quantizer of the next symbol. So a symbol costs what one of a uniform quantizer with a whole step would, but
 the values that a sequence can take lie more densely: by choosing the whole sequence of symbols at once (`viterbi.py`),
 the encoder gets 1.3 dB less error and more at the same rate, of the 1.53 that no quantizer can exceed at high rates.
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .machine import FEWEST
+from .machine import TRAINED_BITS
 from .rate import interval_bits
 from .viterbi import search_on
 
@@ -43,7 +43,7 @@ WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
 class Search:
     """How an encoder looks for levels."""
 
-    state_bits: int = FEWEST  # of the machine of 2^state_bits states
+    state_bits: int = TRAINED_BITS  # of the machine of 2^state_bits states
     weight: float = WEIGHT
 
 

@@ -1,6 +1,6 @@
 """The cheapest path through a trellis (Viterbi): all lanes at once, step by step.
 
-A branch is 2 * quantizer + parity: what a symbol of that parity costs where that quantizer is in force.
+Branch 2 * quantizer + parity stands for a symbol of that parity where that quantizer is in force.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .machine import Machine, machine
+from .machine import PARITY_CHECKS, Machine, machine_of
 
 COST_UNIT = 1 / 32  # bits
-COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of its step
+COST_LIMIT = 1150  # units by which a branch counts as more than the cheapest of its step, at most
+MAX_BITS = max(PARITY_CHECKS)
 REBASE = 8  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
-TOTALS = 1 << 18  # of so many lanes times states at most, which bounds the memory of a search to some 80 MiB
+TOTALS = 1 << 17  # of so many lanes times states at most, which bounds the memory of a search to some 40 MiB
+THREADS = 8  # that search at a time, at most
 KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
 
 
@@ -29,27 +31,27 @@ def search_on(device: torch.device, state_bits: int) -> Callable[[Tensor], Tenso
 
     It takes (T, 4, n) float32, the costs of the branches, and returns (T, n) int64, the branches of the cheapest path.
     """
-    trellis = machine(state_bits)
+    machine = machine_of(state_bits)
     if device.type == "cpu":
-        return partial(integer_search, trellis)
+        return partial(integer_search, machine)
     if state_bits > KERNEL_BITS:
-        return lambda costs: integer_search(trellis, costs.cpu()).to(device)
+        return lambda costs: integer_search(machine, costs.cpu()).to(device)
     try:
         from .kernels.viterbi import search
 
-        costs = torch.rand(9, 4, 5, generator=torch.Generator().manual_seed(0)).to(device)
-        if torch.equal(search(trellis, costs), plain_search(trellis, costs)):
-            return partial(search, trellis)
+        costs = torch.rand(40, 4, 5, generator=torch.Generator().manual_seed(0)).to(device)
+        if torch.equal(search(machine, costs), plain_search(machine, costs)):
+            return partial(search, machine)
     except Exception:  # no Triton, or one that does not work here; its errors have no common root
         pass
-    return partial(plain_search, trellis)
+    return partial(plain_search, machine)
 
 
-def plain_search(trellis: Machine, costs: Tensor) -> Tensor:
+def plain_search(machine: Machine, costs: Tensor) -> Tensor:
     """(T, 4, n) costs of the branches -> (T, n) int64, the branch to take at every step: what all searches do."""
     length, _, count = costs.shape
-    states = trellis.states
-    came = torch.from_numpy(np.concatenate((trellis.came_even, trellis.came_odd))).to(costs.device)
+    states = machine.states
+    came = torch.from_numpy(machine.came).to(costs.device)
     branch = 2 * (came & 1) + (torch.arange(2 * states, device=costs.device) >= states)
     total = torch.full((states, count), 1e9, device=costs.device)
     total[0] = 0.0
@@ -67,37 +69,32 @@ def plain_search(trellis: Machine, costs: Tensor) -> Tensor:
     return branches[:, 0]
 
 
-def integer_search(trellis: Machine, costs: Tensor) -> Tensor:
+def integer_search(machine: Machine, costs: Tensor) -> Tensor:
     """`plain_search` for CPUs, in 16-bit integers: several times as fast, for a few millionths of the cost.
 
-    Only what a branch costs more than its step's cheapest matters. Within log2(states) steps any state can be reached
-    from any other, so totals differ by 14 * COST_LIMIT at most, and 16 bits hold them between two rebases.
+    Only what a branch costs more than its step's cheapest matters. Within log2(states) <= MAX_BITS steps any state can
+    be reached from any other, so from then on totals differ by MAX_BITS * COST_LIMIT at most. States that were not
+    reached yet start from there, and no total exceeds twice as much: 16 bits hold that.
     """
     length, _, count = costs.shape
     units = ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
     units = units.view(length, 2, 2, 1, count).numpy()  # [t, quantizer, parity]
-    lanes = max(1, min(LANES, TOTALS // trellis.states))
+    lanes = max(1, min(LANES, TOTALS // machine.states))
     chunks = [units[..., first : first + lanes] for first in range(0, count, lanes)]
-    threads = min(len(chunks), torch.get_num_threads())
+    threads = min(len(chunks), torch.get_num_threads(), THREADS)
     if threads < 2:
-        parts = [_search_lanes(trellis, chunk) for chunk in chunks]
+        parts = [_search_lanes(machine, chunk) for chunk in chunks]
     else:  # numpy lets others run meanwhile
         with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(partial(_search_lanes, trellis), chunks))
+            parts = list(pool.map(partial(_search_lanes, machine), chunks))
     return torch.from_numpy(np.concatenate(parts, 1))
 
 
-@lru_cache
-def _twins(trellis: Machine) -> np.ndarray:
-    """(S,): an odd symbol leads to twins[t] from the state from which an even one leads to t."""
-    return np.argsort(trellis.came_even)[trellis.came_odd]
-
-
-def _search_lanes(trellis: Machine, costs: np.ndarray) -> np.ndarray:
+def _search_lanes(machine: Machine, costs: np.ndarray) -> np.ndarray:
     """(T, 2, 2, 1, n) int16 costs by quantizer and parity -> (T, n) branches."""
-    length, count, states = len(costs), costs.shape[-1], trellis.states
-    twins, came = _twins(trellis), np.concatenate((trellis.came_even, trellis.came_odd))
-    total = np.full((states, count), 14 * COST_LIMIT, np.int16)
+    length, count, states = len(costs), costs.shape[-1], machine.states
+    came_even = machine.came[:states]
+    total = np.full((states, count), MAX_BITS * COST_LIMIT, np.int16)
     total[0] = 0
     gathered, even, odd = (np.empty_like(total) for _ in range(3))
     # came_even lists the states that come from quantizer 0 first: [quantizer, which, lane].
@@ -105,10 +102,10 @@ def _search_lanes(trellis: Machine, costs: np.ndarray) -> np.ndarray:
     # Whether the odd way was cheaper: a bit for each state and lane.
     cheaper = np.empty((length, states * count // 8), np.uint8)
     for t in range(length):
-        np.take(total, trellis.came_even, axis=0, out=gathered, mode="clip")
+        np.take(total, came_even, axis=0, out=gathered, mode="clip")
         np.add(by_quantizer[0], costs[t, :, 0], out=by_quantizer[1])
         np.add(by_quantizer[0], costs[t, :, 1], out=by_quantizer[2])
-        np.take(odd, twins, axis=0, out=gathered, mode="clip")
+        np.take(odd, machine.twins, axis=0, out=gathered, mode="clip")
         cheaper[t] = np.packbits(gathered < even, bitorder="little")
         np.minimum(even, gathered, out=total)
         if t % REBASE == REBASE - 1:
@@ -119,6 +116,6 @@ def _search_lanes(trellis: Machine, costs: np.ndarray) -> np.ndarray:
     for t in range(length - 1, -1, -1):
         place = state * count + lane
         parity = (cheaper[t].take(place >> 3) >> (place & 7)) & 1
-        state = came.take(state + states * parity)
+        state = machine.came.take(state + states * parity)
         branches[t] = 2 * (state & 1) + parity
     return branches

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from ..machine import Machine
 from .convolve import on
+
+WAYS = 1 << 28  # bytes of a GPU's memory for the ways that its lanes came, at most
 
 
 @triton.jit
@@ -44,16 +45,22 @@ def _viterbi(costs, came, ways, branches, length, count, STATES: tl.constexpr):
 
 
 @lru_cache
-def _came(trellis: Machine, device: torch.device) -> Tensor:
-    """(2, S) int32: from which state an even and an odd symbol come."""
-    return torch.from_numpy(np.stack((trellis.came_even, trellis.came_odd)).astype(np.int32)).to(device)
+def _came(machine: Machine, device: torch.device) -> Tensor:
+    """(2 S,) int32: from which state an even symbol comes, then from which an odd one."""
+    return torch.from_numpy(machine.came).int().to(device)
 
 
-def search(trellis: Machine, costs: Tensor) -> Tensor:
+def search(machine: Machine, costs: Tensor) -> Tensor:
     """The branch taken at every step: (T, 4, n) contiguous float32 on a GPU -> (T, n) int64."""
     length, _, count = costs.shape
-    ways = torch.empty(count, length, trellis.states, dtype=torch.uint8, device=costs.device)
-    branches = torch.empty(length, count, dtype=torch.uint8, device=costs.device)
-    with on(costs.device):
-        _viterbi[(count,)](costs, _came(trellis, costs.device), ways, branches, length, count, trellis.states)
-    return branches.long()
+    lanes = min(count, max(1, WAYS // (length * machine.states)))
+    ways = torch.empty(lanes, length, machine.states, dtype=torch.uint8, device=costs.device)
+    parts = []
+    for some in costs.split(lanes, 2):
+        number = some.shape[2]
+        branches = torch.empty(length, number, dtype=torch.uint8, device=costs.device)
+        with on(costs.device):
+            came = _came(machine, costs.device)
+            _viterbi[(number,)](some.contiguous(), came, ways, branches, length, number, machine.states)
+        parts.append(branches)
+    return torch.cat(parts, 1).long()
