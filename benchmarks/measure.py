@@ -95,7 +95,7 @@ def measure_ours(path: Path, picked: Picked) -> list[dict]:
         encoded = codec.encode(picture, quality, effort=picked.effort, verify=True)
         row = {"image": path.name, "point": f"quality {quality}"}
         row |= figures(pixels, encoded.picture.pixels, len(encoded.data))
-        # Verification decodes the bytes alone, so its time is the decoder's (up to effort 3; above, all files add up).
+        # Verification decodes the bytes alone, so its time is the decoder's (up to effort 3; above, both add up).
         names = {"fit": "encode_fit_s", "network": "encode_network_s", "coder": "encode_coder_s"}
         names |= {"verify_network": "decode_network_s", "verify_coder": "decode_coder_s"}
         row |= {column: round(encoded.seconds[name], 4) for name, column in names.items()}

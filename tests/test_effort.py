@@ -1,4 +1,4 @@
-"""Effort: longer searches, several files and an encoder fitted to one picture, with a tiny random model."""
+"""Effort: longer searches, and an encoder fitted to one picture, with a tiny random model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hvcompress.image_io import read_picture
 from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
 from hvcompress.training.objective import evaluate
-from hvcompress.trellis import WEIGHT, quantize
+from hvcompress.trellis import quantize
 
 LAYERS = 6  # of the tiny model
 
@@ -35,7 +35,7 @@ def test_effort_helps_and_decodes(tiny, picture):
     fitted = tiny.encode(picture, 50, effort=7, progress=lambda done, total: told.append((done, total)))
     assert lagrangian(picture, fitted) < 0.99 * lagrangian(picture, plain)
     assert np.array_equal(tiny.decode(fitted.data).pixels, fitted.picture.pixels)
-    assert told == [(step, 68) for step in range(69)]  # of fitting, and four files
+    assert told == [(step, 66) for step in range(67)]  # of fitting, and two encodings
     assert fitted.seconds["fit"] > 0 and set(fitted.seconds) == set(plain.seconds)
     assert tiny.encode(picture, 50).data == plain.data  # the model itself is as it was
 
@@ -49,18 +49,6 @@ def test_a_longer_search_needs_no_fitting(tiny, picture):
         tiny.decode(encoded.data)  # compares the latents
         bits = sum(tiny.estimated_bits(encoded.data))
         assert bits == pytest.approx(8 * sum(hvcompress.read_info(encoded.data).layer_bytes), rel=0.01)
-
-
-def test_the_best_of_several_files_is_taken(tiny):
-    """Their weights differ, so that their levels do; at effort 4 there is no fitting."""
-    noisy = read_picture(np.random.default_rng(5).integers(0, 256, (192, 192, 3)).astype(np.uint8))
-    searches = effort.level_of(4).searches
-    assert len(set(searches)) == 4 and searches[0].weight == WEIGHT
-    made = [tiny._encode_with(tiny._encoder, noisy, 90, (0,) * LAYERS, search, True) for search in searches]
-    assert len({encoded.data for encoded in made}) > 1
-    best = tiny.encode(noisy, 90, effort=4, verify=False)
-    assert lagrangian(noisy, best) == min(lagrangian(noisy, encoded) for encoded in made)
-    assert best.seconds["fit"] == 0
 
 
 def test_the_lagrangian_is_that_of_the_file(tiny, picture):
@@ -91,7 +79,7 @@ def test_effort_is_never_worse(tiny, picture, monkeypatch):
         patch.setattr(codec_module, "fit_encoder", ruined)
         assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
     monkeypatch.setattr(effort, "LEARNING_RATE", float("inf"))
-    assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=4).data
+    assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
 
 
 def test_a_model_loaded_in_inference_mode_can_be_fitted(tiny_folder, tmp_path, picture):
@@ -145,10 +133,10 @@ def test_effort_repeats_itself_and_respects_betas(tiny, picture):
 
 def test_a_level_is_more_work_than_the_one_before():
     levels = [effort.level_of(number) for number in range(1, 10)]
-    assert levels[0] == effort.Level(10, files=1, steps=0)
+    assert levels[0] == effort.Level(10, steps=0)
     for less, more in itertools.pairwise(levels):
         assert less != more
-        assert less.state_bits <= more.state_bits and less.files <= more.files and less.steps <= more.steps
+        assert less.state_bits <= more.state_bits and less.steps <= more.steps
     for wrong in (0, 10, 2.5, 3.0, "3", None, True):
         with pytest.raises(UsageError, match="effort must be a whole number from 1 to 9"):
             effort.level_of(wrong)

@@ -97,13 +97,12 @@ def encode(
     allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
         alike) or "detail" (more for the fine ones).
     effort: 1 (a fraction of a second per picture) to 9 (some minutes). Files get better for their size, and decode as
-        fast. Above 1 the symbols are searched for longer, from 4 on there are several files to choose from, from 5 on
-        the encoder is fitted to the picture.
+        fast. Above 1 the symbols are searched for longer, from 4 on the encoder is also fitted to the picture.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case from
         effort 4 on.
-    progress: from effort 4 on, called with the files made and steps of fitting done, from 0, and how many there are; in
+    progress: from effort 4 on, called with the encodings and steps of fitting done, from 0, and how many there are; in
         a search with the encodings made, and about how many there will be.
 
     Raises subclasses of HvcompressError: InputError, LimitError, UsageError, TargetError, ModelError, DeviceError,

@@ -7,7 +7,6 @@ what the range coder returns.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import threading
 import time
@@ -165,25 +164,24 @@ class Codec:
         """Compress a picture.
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
-        effort: 1 (fast) to 9, see `effort.py`. From 4 on there are several files to choose from, and the best by the
-        measure that is minimised, `lagrangian`, is taken; from 5 on most are by an encoder fitted to the picture. What
-        effort 3 gives is among them.
+        effort: 1 (fast) to 9, see `effort.py`. From 4 on a second file is made by an encoder fitted to the picture, and
+        the better of the two by the measure that is minimised, `lagrangian`, is taken; the first is that of effort 3.
         verify: decode the bytes again, from the bytes alone, and compare the latents. From effort 4 on that is done in
         any case, since the decoded picture is needed.
         memory_limit: in bytes; None is what the machine has to spare. A picture that needs more is refused at once.
-        progress: told how many of how many steps of fitting and files are done, from 0; below effort 4 how many bands
-        of rows of a picture that is too large to be coded at once.
+        progress: told how many of how many steps of fitting and encodings are done, from 0; below effort 4 how many
+        bands of rows of a picture that is too large to be coded at once.
         Raises UsageError, LimitError, and MismatchError if verification fails.
         """
         offsets, quality = self._check(quality, offsets), int(quality)
         level = level_of(effort)
-        first, *others = level.searches
+        search = Search(level.state_bits)
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
         plan.check_memory(width, height, memory_limit)
-        if not others:
-            return self._encode_with(self._encoder, picture, quality, offsets, first, verify, progress)
-        done, total = 0, level.files + level.steps
+        if level.steps == 0:
+            return self._encode_with(self._encoder, picture, quality, offsets, search, verify, progress)
+        done, total = 0, level.steps + 2
 
         def tell(more: int = 0) -> None:
             nonlocal done
@@ -191,29 +189,21 @@ class Codec:
             if progress is not None:
                 progress(done, total)
 
-        least, best, seconds = math.inf, None, {"fit": 0.0}
-
-        def attempt(encoder: Encoder, search: Search) -> None:
-            nonlocal least, best
-            encoded = self._encode_with(encoder, picture, quality, offsets, search, True, lambda *_: tell())
-            cost = lagrangian(picture, encoded)
-            if cost < least:
-                least, best = cost, encoded
-            for part, spent in encoded.seconds.items():
-                seconds[part] = seconds.get(part, 0.0) + spent
+        def encoded(encoder: Encoder) -> Encoded:
+            made = self._encode_with(encoder, picture, quality, offsets, search, True, lambda *_: tell())
             tell(1)
+            return made
 
         tell()
-        attempt(self._encoder, first)
-        encoder = self._encoder
-        if level.steps > 0:
-            began = time.perf_counter()
-            parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-            image, size = to_tensor(picture.pixels, self.device), picture.pixels.shape[:2]
-            encoder = fit_encoder(parts, image, size, quality, offsets, level.steps, lambda: tell(1))
-            seconds["fit"] = time.perf_counter() - began
-        for search in others:
-            attempt(encoder, search)
+        plain = encoded(self._encoder)
+        began = time.perf_counter()
+        parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
+        image, size = to_tensor(picture.pixels, self.device), picture.pixels.shape[:2]
+        encoder = fit_encoder(parts, image, size, quality, offsets, level.steps, lambda: tell(1))
+        fitting = time.perf_counter() - began
+        fitted = encoded(encoder)
+        best = min(plain, fitted, key=lambda made: lagrangian(picture, made))
+        seconds = {part: plain.seconds[part] + fitted.seconds[part] for part in plain.seconds} | {"fit": fitting}
         return Encoded(best.data, best.picture, seconds)
 
     def _encode_with(

@@ -1,12 +1,10 @@
-"""Effort: a longer search, several files to choose from, and an encoder fitted to the one picture that it encodes.
+"""Effort: a longer search, and an encoder fitted to the one picture that it is about to encode.
 
-The decoder does not change. The first thing that time buys is a trellis of more states (`machine.py`). The second:
-since a layer's prior follows from the levels of the coarser ones, the least change in them leads to another file,
-better or worse by half a percent; so some files are made, with a little more weight on error each, and the best is
-taken. The third: a copy of the encoder's weights goes on being trained, with the objective of training, on this picture
-at this quality alone; what it has to give up is being right for all other pictures. (The weights of an encoder
-generalise imperfectly: Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the
-latents themselves gains next to nothing here; see `docs/training.md`.)
+The decoder does not change. The first thing that time buys is a trellis of more states (`machine.py`). The second: a
+copy of the encoder's weights goes on being trained, with the objective of training, on this picture at this quality
+alone; what it has to give up is being right for all other pictures. (The weights of an encoder generalise imperfectly:
+Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the latents themselves gains next
+to nothing here; see `docs/training.md`.)
 """
 
 from __future__ import annotations
@@ -26,9 +24,7 @@ from .network import MAX_STRIDE, Encoder
 from .precision import autocast
 from .quality import is_whole
 from .training.objective import evaluate
-from .trellis import WEIGHT, Search
 
-WEIGHT_STEP = 0.125  # between the weights of two files
 LEARNING_RATE = 1e-4  # of Adam, at its peak
 WARMUP = 5  # steps
 WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees of a larger picture
@@ -39,25 +35,19 @@ class Level:
     """What an effort means."""
 
     state_bits: int  # of the trellis
-    files: int = 1  # to choose from
-    steps: int = 0  # of training; the first file is made without it
-
-    @property
-    def searches(self) -> list[Search]:
-        """One for every file."""
-        return [Search(self.state_bits, WEIGHT + WEIGHT_STEP * number) for number in range(self.files)]
+    steps: int = 0  # of training
 
 
 LEVELS = {
     1: Level(10),
     2: Level(12),
     3: Level(14),
-    4: Level(14, files=4),
-    5: Level(14, files=4, steps=16),
-    6: Level(14, files=4, steps=32),
-    7: Level(14, files=4, steps=64),
-    8: Level(14, files=8, steps=128),
-    9: Level(14, files=16, steps=256),
+    4: Level(14, steps=8),
+    5: Level(14, steps=16),
+    6: Level(14, steps=32),
+    7: Level(14, steps=64),
+    8: Level(14, steps=128),
+    9: Level(14, steps=256),
 }
 
 
