@@ -15,7 +15,6 @@ from hvcompress.allocation import allocation_offsets
 from hvcompress.codec import load_model
 from hvcompress.container import STATE_BITS
 from hvcompress.image_io import Picture, to_pil
-from hvcompress.trellis import Search
 
 GOLDEN = Path(__file__).parent / "golden"
 STRIDES = (64, 32, 16, 16, 16, 8, 8, 8)  # of the default model's layers
@@ -89,7 +88,7 @@ def main() -> None:
         to_pil(encoded.picture).save(GOLDEN / f"{name}.png", optimize=True)
         digests[name] = codec.latent_digest(encoded.data)
     for state_bits in STATE_BITS:
-        made = codec._encode_with(codec._encoder, Picture(scene(96, 128, 13)), 50, (0,) * 8, Search(state_bits), True)
+        made = codec._encode_with(codec._encoder, Picture(scene(96, 128, 13)), 50, (0,) * 8, state_bits, True)
         (GOLDEN / f"states_{state_bits}.hvci").write_bytes(made.data)
         to_pil(made.picture).save(GOLDEN / f"states_{state_bits}.png", optimize=True)
         digests[f"states_{state_bits}"] = codec.latent_digest(made.data)

@@ -30,7 +30,6 @@ from hvcompress.errors import (
 from hvcompress.image_io import Picture, read_picture
 from hvcompress.metrics import mean_squared_error
 from hvcompress.network import dequantize, descend
-from hvcompress.trellis import Search
 
 
 def reseal(data: bytes, change) -> bytes:
@@ -66,9 +65,7 @@ def test_latents_are_those_that_the_picture_is_made_of(tiny, photo):
     found = tiny.latents(encoded.data)
     layers: list[np.ndarray] = []
     padded = np.pad(picture.pixels, ((0, 58), (0, 38), (0, 0)), "edge")
-    digest = tiny.analyse(
-        padded, 80, (0,) * tiny.layers, lambda segment: layers.append(segment.levels), search=Search(10)
-    )
+    digest = tiny.analyse(padded, 80, (0,) * tiny.layers, lambda segment: layers.append(segment.levels), state_bits=10)
     assert digest.hex() == tiny.latent_digest(encoded.data)
     for z, levels, stride in zip(found, layers, tiny.strides, strict=True):
         assert z.dtype == np.float32 and z.shape == (len(levels), -(-70 // stride), -(-90 // stride))
@@ -264,12 +261,12 @@ def test_unknown_device(tiny_folder, device):
 
 
 def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
-    def liar(pixels, quality, offsets, use, encoder, search, progress):
+    def liar(pixels, quality, offsets, use, encoder, state_bits, progress):
         def instead(segment):
-            levels = path_of(np.ones(segment.levels.shape, np.int16), segment.indices, search.state_bits)
+            levels = path_of(np.ones(segment.levels.shape, np.int16), segment.indices, state_bits)
             use(dataclasses.replace(segment, levels=levels) if segment.layer == 2 else segment)
 
-        return type(tiny).analyse(tiny, pixels, quality, offsets, instead, encoder, search, progress)
+        return type(tiny).analyse(tiny, pixels, quality, offsets, instead, encoder, state_bits, progress)
 
     monkeypatch.setattr(tiny, "analyse", liar)
     with pytest.raises(MismatchError):

@@ -26,6 +26,7 @@ from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
+from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
@@ -36,7 +37,7 @@ from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
-from .trellis import AS_TRAINED, Search, is_coded, quantize
+from .trellis import is_coded, quantize
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,12 @@ class Codec:
         """
         offsets, quality = self._check(quality, offsets), int(quality)
         level = level_of(effort)
-        search = Search(level.state_bits)
+        state_bits = level.state_bits
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
         plan.check_memory(width, height, memory_limit)
         if level.steps == 0:
-            return self._encode_with(self._encoder, picture, quality, offsets, search, verify, progress)
+            return self._encode_with(self._encoder, picture, quality, offsets, state_bits, verify, progress)
         done, total = 0, level.steps + 2
 
         def tell(more: int = 0) -> None:
@@ -190,7 +191,7 @@ class Codec:
                 progress(done, total)
 
         def encoded(encoder: Encoder) -> Encoded:
-            made = self._encode_with(encoder, picture, quality, offsets, search, True, lambda *_: tell())
+            made = self._encode_with(encoder, picture, quality, offsets, state_bits, True, lambda *_: tell())
             tell(1)
             return made
 
@@ -212,7 +213,7 @@ class Codec:
         picture: Picture,
         quality: int,
         offsets: tuple[int, ...],
-        search: Search,
+        state_bits: int,
         verify: bool,
         progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
@@ -225,7 +226,7 @@ class Codec:
         def use(segment: Segment) -> None:
             nonlocal coded
             started = time.perf_counter()
-            parts[segment.layer].append(self._coder.encode(segment.levels, segment.indices, search.state_bits))
+            parts[segment.layer].append(self._coder.encode(segment.levels, segment.indices, state_bits))
             coded += time.perf_counter() - started
 
         halves = 1 + verify  # decoding visits as many bands
@@ -238,14 +239,14 @@ class Codec:
 
         watched = progress is not None
         seen = first_half if watched else None
-        latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, search, seen)
+        latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, state_bits, seen)
         networked = time.perf_counter() - began - coded
         chunks = pack_icc(picture.icc)
         if picture.alpha is not None:
             chunks[container.ALPHA] = pack_alpha(picture.alpha)
         chunks |= pack_metadata(picture.exif, picture.xmp)
         fingerprint = bytes.fromhex(self.fingerprint)[:4]
-        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4], search.state_bits)
+        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4], state_bits)
         data = container.pack(Container(header, tuple(map(plan.join, parts)), chunks))
         decoded, spent = None, {"network": 0.0, "coder": 0.0}
         if verify:
@@ -285,12 +286,12 @@ class Codec:
         offsets: tuple[int, ...],
         use: Callable[[Segment], None],
         encoder: Encoder | None = None,
-        search: Search = AS_TRAINED,
+        state_bits: int = TRAINED_BITS,
         progress: Callable[[int, int], None] | None = None,
     ) -> bytes:
         """The latents of (H, W, 3) uint8, of which `use` is shown one segment after another; returns their SHA-256.
 
-        encoder: None is the model's own. search: of the levels. progress: as `decode` tells it.
+        encoder: None is the model's own. state_bits: of the trellis. progress: as `decode` tells it.
         """
         encoder = self._encoder if encoder is None else encoder
         qualities = self._qualities(quality, offsets)
@@ -314,7 +315,7 @@ class Codec:
 
             def quantized(top: int, bottom: int) -> Tensor:
                 part = _rows_of(prior, top, bottom)
-                levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index, search)
+                levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index, state_bits)
                 levels = levels.to(torch.int16)
                 z = dequantize(part, levels, self._topdown.snap)
                 use(Segment(layer, levels[0].cpu().numpy(), _indices(part.scale_index), z))

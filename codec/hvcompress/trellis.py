@@ -21,8 +21,6 @@ so they are long, and what is certain, which leaves no choice either, takes no p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,17 +35,6 @@ CHUNK = 1024  # lanes whose costs a CPU computes at a time, so that they stay in
 SYMBOL_LIMIT = 16383  # of |k|, so that levels are int16
 ZERO_EDGE = 0.2  # in steps: where the zero of quantizer 1 ends, for a rate that knows nothing of neighbours (measured)
 WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
-
-
-@dataclass(frozen=True)
-class Search:
-    """How an encoder looks for levels."""
-
-    state_bits: int = TRAINED_BITS  # of the machine of 2^state_bits states
-    weight: float = WEIGHT
-
-
-AS_TRAINED = Search()
 
 
 def is_coded(scale_index: Tensor | np.ndarray) -> Tensor | np.ndarray:
@@ -84,14 +71,14 @@ def level_bits(levels: Tensor, shifted: Tensor, scale_index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def quantize(residual: Tensor, scale_index: Tensor, search: Search = AS_TRAINED) -> tuple[Tensor, Tensor]:
-    """The levels of least weight * error^2 + bits, with bits under the Gaussian of each symbol's scale.
+def quantize(residual: Tensor, scale_index: Tensor, state_bits: int = TRAINED_BITS) -> tuple[Tensor, Tensor]:
+    """The levels of least WEIGHT * error^2 + bits, with bits under the Gaussian of each symbol's scale.
 
     Considered are, of either parity, the symbols nearest to the residuals, and zero. What is not coded is zero.
 
     residual: (B, c, h, w), in steps; what is not a number counts as zero. The lanes are those of all B together.
-    scale_index: of the same shape. Returns levels, in half steps, in the type of the residual, and (bool) where
-    quantizer 1 was in force.
+    scale_index: of the same shape. state_bits: of the machine of 2^state_bits states.
+    Returns levels, in half steps, in the type of the residual, and (bool) where quantizer 1 was in force.
     """
     limit = SYMBOL_LIMIT - 2.0
     coded = is_coded(scale_index)
@@ -105,7 +92,7 @@ def quantize(residual: Tensor, scale_index: Tensor, search: Search = AS_TRAINED)
     chunk = CHUNK if signed.device.type == "cpu" else lanes
     for first in range(0, lanes, chunk):
         some = slice(first, first + chunk)
-        found[:, some], odd[:, some] = _cheapest(size[:, some], index[:, some], search)
+        found[:, some], odd[:, some] = _cheapest(size[:, some], index[:, some], state_bits)
     # Not sign(signed): a residual of zero may become a level that is not, to steer the state.
     found = found.flatten()[: len(signed)]
     levels[coded] = torch.where(signed < 0, -found, found).to(levels.dtype)
@@ -113,18 +100,18 @@ def quantize(residual: Tensor, scale_index: Tensor, search: Search = AS_TRAINED)
     return levels, shifted
 
 
-def _cheapest(size: Tensor, index: Tensor, search: Search) -> tuple[Tensor, Tensor]:
+def _cheapest(size: Tensor, index: Tensor, state_bits: int) -> tuple[Tensor, Tensor]:
     """(T, n) magnitudes and scale indices -> (T, n) magnitudes of levels, and where quantizer 1 is used."""
-    levels, costs = _branches(size, index, search.weight)  # (T, 4, n) each
-    branches = search_on(size.device, search.state_bits)(costs)  # (T, n)
+    levels, costs = _branches(size, index)  # (T, 4, n) each
+    branches = search_on(size.device, state_bits)(costs)  # (T, n)
     return levels.gather(1, branches[:, None])[:, 0], branches >= 2
 
 
-def _cost(size: Tensor, level: Tensor, shifted: Tensor, index: Tensor, weight: float) -> Tensor:
-    return weight * (size - level / 2).square() + level_bits(level, shifted, index)
+def _cost(size: Tensor, level: Tensor, shifted: Tensor, index: Tensor) -> Tensor:
+    return WEIGHT * (size - level / 2).square() + level_bits(level, shifted, index)
 
 
-def _branches(size: Tensor, index: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def _branches(size: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Per branch, the level to take and its cost: (T, n) twice -> (T, 4, n) twice. The sign is that of the residual."""
     levels, costs = [], []
     zero = torch.zeros_like(size)
@@ -133,7 +120,7 @@ def _branches(size: Tensor, index: Tensor, weight: float) -> tuple[Tensor, Tenso
         middle = size + quantizer / 2  # the levels of this quantizer are 2 k - quantizer, in half steps, and 0
         even = (4 * torch.round(middle / 2) - quantizer).clamp_min(0)
         odd = 4 * torch.floor(middle / 2) + 2 - quantizer
-        even_cost, zero_cost = (_cost(size, level, shifted, index, weight) for level in (even, zero))
+        even_cost, zero_cost = (_cost(size, level, shifted, index) for level in (even, zero))
         levels += [torch.where(zero_cost < even_cost, zero, even), odd]
-        costs += [torch.minimum(zero_cost, even_cost), _cost(size, odd, shifted, index, weight)]
+        costs += [torch.minimum(zero_cost, even_cost), _cost(size, odd, shifted, index)]
     return torch.stack(levels, 1), torch.stack(costs, 1)

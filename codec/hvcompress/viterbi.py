@@ -16,7 +16,7 @@ from torch import Tensor
 from .machine import PARITY_CHECKS, Machine, machine_of
 
 COST_UNIT = 1 / 32  # bits
-COST_LIMIT = 1150  # units by which a branch counts as more than the cheapest of its step, at most
+COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of its step
 MAX_BITS = max(PARITY_CHECKS)
 REBASE = 8  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
@@ -73,8 +73,8 @@ def integer_search(machine: Machine, costs: Tensor) -> Tensor:
     """`plain_search` for CPUs, in 16-bit integers: several times as fast, for a few millionths of the cost.
 
     Only what a branch costs more than its step's cheapest matters. Within log2(states) <= MAX_BITS steps any state can
-    be reached from any other, so from then on totals differ by MAX_BITS * COST_LIMIT at most. States that were not
-    reached yet start from there, and no total exceeds twice as much: 16 bits hold that.
+    be reached from any other, so from then on totals differ by MAX_BITS * COST_LIMIT at most. States that are not
+    reached yet are kept there. 16 bits hold that, and what is added between two rebases.
     """
     length, _, count = costs.shape
     units = ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
@@ -94,7 +94,8 @@ def _search_lanes(machine: Machine, costs: np.ndarray) -> np.ndarray:
     """(T, 2, 2, 1, n) int16 costs by quantizer and parity -> (T, n) branches."""
     length, count, states = len(costs), costs.shape[-1], machine.states
     came_even = machine.came[:states]
-    total = np.full((states, count), MAX_BITS * COST_LIMIT, np.int16)
+    far = np.int16(MAX_BITS * COST_LIMIT)
+    total = np.full((states, count), far)
     total[0] = 0
     gathered, even, odd = (np.empty_like(total) for _ in range(3))
     # came_even lists the states that come from quantizer 0 first: [quantizer, which, lane].
@@ -108,6 +109,8 @@ def _search_lanes(machine: Machine, costs: np.ndarray) -> np.ndarray:
         np.take(odd, machine.twins, axis=0, out=gathered, mode="clip")
         cheaper[t] = np.packbits(gathered < even, bitorder="little")
         np.minimum(even, gathered, out=total)
+        if t < MAX_BITS:
+            np.minimum(total, far, out=total)
         if t % REBASE == REBASE - 1:
             total -= total.min(0)
     state = total.argmin(0)
