@@ -4,7 +4,8 @@ The decoder does not change. The first thing that time buys is a trellis of more
 copy of the encoder's weights goes on being trained, with the objective of training, on this picture at this quality
 alone; what it has to give up is being right for all other pictures. (The weights of an encoder generalise imperfectly:
 Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the latents themselves gains next
-to nothing here; see `docs/training.md`.)
+to nothing here; see `docs/training.md`.) A step sees a small part of the picture: many inexact steps gain more in the
+same time than few exact ones. The weights that they scatter are averaged.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from .precision import autocast
 from .quality import is_whole
 from .training.objective import evaluate
 
-LEARNING_RATE = 1e-4  # of Adam, at its peak
+LEARNING_RATE = 1.5e-4  # of Adam, at its peak
 WARMUP = 5  # steps
-WINDOW = (512, 768)  # shorter and longer side, in pixels, of what one step sees of a larger picture
+WINDOW = 256  # pixels on each side of what one step sees of a larger picture
+AVERAGED = 0.2  # share of the steps over which weights are averaged, exponentially
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ LEVELS = {
     1: Level(10),
     2: Level(12),
     3: Level(14),
-    4: Level(14, steps=8),
-    5: Level(14, steps=16),
-    6: Level(14, steps=32),
-    7: Level(14, steps=64),
-    8: Level(14, steps=128),
-    9: Level(14, steps=256),
+    4: Level(14, steps=32),
+    5: Level(14, steps=64),
+    6: Level(14, steps=128),
+    7: Level(14, steps=256),
+    8: Level(14, steps=512),
+    9: Level(14, steps=1024),
 }
 
 
@@ -60,11 +62,15 @@ def level_of(effort: int) -> Level:
 
 def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of a picture, on the grid of the coarsest latents."""
-    limits = WINDOW if height <= width else WINDOW[::-1]
-    sides = [min(size, limit) for size, limit in zip((height, width), limits, strict=True)]
-    free = [size - side for size, side in zip((height, width), sides, strict=True)]
-    top, left = (MAX_STRIDE * int(generator.integers(room // MAX_STRIDE + 1)) for room in free)
-    return top, left, *sides
+
+    def span(size: int) -> tuple[int, int]:
+        side = min(size, WINDOW)
+        # Drawn from beyond the ends as well, or what lies there would be seen far less often.
+        first = MAX_STRIDE * int(generator.integers(1 - side // MAX_STRIDE, size // MAX_STRIDE))
+        return min(max(first, 0), size - side), side
+
+    (top, height), (left, width) = span(height), span(width)
+    return top, left, height, width
 
 
 @torch.inference_mode(False)
@@ -78,7 +84,7 @@ def fit_encoder(
     steps: int,
     tell: Callable[[], None] | None = None,
 ) -> Encoder:
-    """A copy of the encoder, trained on one picture.
+    """A copy of the encoder, trained on one picture; its weights are means over the last steps.
 
     parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64; size: the height
     and width of it that count, the rest being padding. tell: called after every step.
@@ -87,6 +93,7 @@ def fit_encoder(
     image = image.clone()  # the caller's may not be fit for gradients
     encoder = deepcopy(parts.encoder).requires_grad_(True)
     student = Parts(encoder, relaxed(parts.topdown), relaxed(parts.synthesis), parts.tables)
+    average = deepcopy(parts.encoder)
     adam = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
     qualities = torch.tensor([quality], device=device)
     layer_offsets = torch.tensor([offsets], device=device)
@@ -104,8 +111,11 @@ def fit_encoder(
         adam.zero_grad()
         loss.backward()
         adam.step()
+        decay = min(max(0.0, 1.0 - 1.0 / (AVERAGED * steps)), (step + 1) / (step + 3))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1.0 - decay)
         if tell is not None:
             tell()
-    if not all(torch.isfinite(weight).all() for weight in encoder.parameters()):
+    if not all(torch.isfinite(weight).all() for weight in average.parameters()):
         return parts.encoder  # nothing was learnt
-    return encoder.requires_grad_(False)
+    return average
