@@ -2,6 +2,7 @@
 
 Rows of the classical codecs do not depend on our model. Each carries a key made of everything that decides its figures
 (codec, settings, library version, setting, the picture's SHA-256), so a later run takes it over instead of measuring.
+Of ours, which at a high effort takes hours, the pictures that are finished are kept until all are.
 """
 
 from __future__ import annotations
@@ -160,14 +161,10 @@ def run_classical(
 
 
 def run_ours(images: dict[Path, str], folder: Path, picked: Picked, processes: int) -> dict:
-    """Measure our codec and write folder/hvcompress.json."""
+    """Measure our codec and write folder/hvcompress.json. What was interrupted goes on."""
     import torch
 
     codec = load_ours(picked)  # here as well, so that a missing model is one clear error
-    rows: list[dict] = []
-    for done in over_images(partial(measure_ours, picked=picked), list(images), processes):
-        rows += done
-        print(f"\r{OURS} {codec.name}: {done[0]['image']}   ", end="", flush=True)
     record = {
         "codec": OURS,
         "label": OURS,
@@ -179,9 +176,20 @@ def run_ours(images: dict[Path, str], folder: Path, picked: Picked, processes: i
         "processes": processes,
         "threads": picked.threads or torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "rows": rows,
     }
+    unfinished = folder / f"{OURS}.unfinished.json"
+    wanted = record | {"qualities": list(picked.qualities), "sha256": list(images.values())}
+    found = read_rows(unfinished) if unfinished.is_file() else {}
+    rows = found["rows"] if found == wanted | {"rows": found.get("rows")} else []
+    known = {row["image"] for row in rows}
+    missing = [image for image in images if image.name not in known]
+    for done in over_images(partial(measure_ours, picked=picked), missing, processes):
+        rows += done
+        write_rows(unfinished, wanted | {"rows": rows})
+        print(f"\r{OURS} {codec.name}: {done[0]['image']}   ", end="", flush=True)
+    record |= {"rows": rows}
     write_rows(folder / f"{OURS}.json", record)
+    unfinished.unlink(missing_ok=True)
     return record
 
 

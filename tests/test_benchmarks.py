@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +227,35 @@ def test_a_second_run_reuses_what_the_first_measured(photo, tmp_path):
     assert reused == 1 and len(more["rows"]) == 2
     _, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=True)
     assert reused == 0
+
+
+def test_a_measurement_of_ours_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    images = {tmp_path / f"{name}.png": name * 64 for name in "abc"}
+    seen = []
+
+    def measured(path, picked):
+        seen.append(path.stem)
+        if path.stem == interrupted_at:
+            raise KeyboardInterrupt
+        return [{"image": path.name, "point": f"quality {quality}"} for quality in picked.qualities]
+
+    codec = SimpleNamespace(name="fake", fingerprint="f" * 64, device="cpu")
+    monkeypatch.setattr(measure, "load_ours", lambda picked: codec)
+    monkeypatch.setattr(measure, "measure_ours", measured)
+    picked = measure.Picked(None, "cpu", 1, (20, 60), effort=9)
+    interrupted_at = "b"
+    with pytest.raises(KeyboardInterrupt):
+        measure.run_ours(images, tmp_path, picked, 1)
+    assert not (tmp_path / "hvcompress.json").exists()
+    interrupted_at = "c"
+    with pytest.raises(KeyboardInterrupt):  # other files are wanted: nothing of it can be used
+        measure.run_ours(images, tmp_path, dataclasses.replace(picked, effort=8), 1)
+    interrupted_at = ""
+    record = measure.run_ours(images, tmp_path, dataclasses.replace(picked, effort=8), 1)
+    assert seen == [*"ab", *"abc", "c"]
+    assert [row["image"][0] for row in record["rows"]] == [*"aabbcc"]
+    assert [path.name for path in tmp_path.iterdir()] == ["hvcompress.json"]
+    assert measure.read_rows(tmp_path / "hvcompress.json") == record
 
 
 @pytest.mark.parametrize("key", classical.CLASSICAL_KEYS)
