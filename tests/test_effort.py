@@ -70,17 +70,55 @@ def test_the_lagrangian_is_that_of_the_file(tiny, picture):
 def test_effort_is_never_worse(tiny, picture, monkeypatch):
     """Whatever comes of the fitting, the file of the model's own encoder is there to fall back on."""
 
-    def ruined(parts, image, size, quality, offsets, steps, tell):
+    def ruined(parts, image, size, quality, offsets, level, tell):
         encoder = effort.deepcopy(parts.encoder)
         with torch.no_grad():
             encoder.stem.weight.mul_(-3.0)
-        return encoder
+        yield from [encoder] * level.files
 
     with monkeypatch.context() as patch:
-        patch.setattr(codec_module, "fit_encoder", ruined)
+        patch.setattr(codec_module, "fitted_encoders", ruined)
         assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
     monkeypatch.setattr(effort, "LEARNING_RATE", float("inf"))
     assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_the_best_of_several_files_is_taken(tiny, picture, monkeypatch, first):
+    encoders = []
+    for factor in (0.9, 0.8, 0.7, 0.6):
+        encoder = effort.deepcopy(tiny._encoder)
+        with torch.no_grad():
+            for parameter in encoder.posteriors.parameters():
+                parameter.mul_(factor)
+        encoders.append(encoder)
+    files = [tiny._encode_with(encoder, picture, 50, (0,) * LAYERS, 14, True) for encoder in (tiny._encoder, *encoders)]
+    best = min(files, key=lambda made: lagrangian(picture, made))
+    assert best is not files[0] and effort.level_of(7).files == 4
+    in_turns = encoders[first:] + encoders[:first]
+    monkeypatch.setattr(codec_module, "fitted_encoders", lambda *_: in_turns)
+    chosen = tiny.encode(picture, 50, effort=7)
+    assert chosen.data == best.data and np.array_equal(chosen.picture.pixels, best.picture.pixels)
+
+
+def test_encoders_come_from_the_end_of_training(tiny, picture):
+    parts = Parts(tiny._encoder, tiny._topdown, tiny._synthesis, tiny._tables)
+    image = torch.from_numpy(picture.pixels[:64, :64] / 255.0).float().permute(2, 0, 1)[None]
+    steps, came = 0, []
+
+    def tell():
+        nonlocal steps
+        steps += 1
+
+    level = effort.Level(8, steps=20, files=4)
+    for encoder in effort.fitted_encoders(parts, image, (64, 64), 50, (0,) * LAYERS, level, tell):
+        came.append((steps, encoder, encoder.stem.weight.clone()))
+    assert [step for step, _, _ in came] == [17, 18, 19, 20]
+    (_, raw, _), (_, average, _), *_ = came
+    assert [encoder for _, encoder, _ in came] == [raw, average, raw, average] and raw is not average
+    moved = [(after - before).abs().mean() for (_, _, before), (_, _, after) in zip(came, came[2:], strict=False)]
+    assert 0 < moved[1] < (average.stem.weight - tiny._encoder.stem.weight).abs().mean() / 2
+    assert tiny._encoder is not average and not any(weight.requires_grad for weight in tiny._encoder.parameters())
 
 
 def test_a_model_loaded_in_inference_mode_can_be_fitted(tiny_folder, tmp_path, picture):
@@ -137,7 +175,8 @@ def test_a_level_is_more_work_than_the_one_before():
     assert levels[0] == effort.Level(10, steps=0)
     for less, more in itertools.pairwise(levels):
         assert less != more
-        assert less.state_bits <= more.state_bits and less.steps <= more.steps
+        assert less.state_bits <= more.state_bits and less.steps <= more.steps and less.files <= more.files
+        assert more.files <= effort.TAIL * more.steps  # or two of them would be the same
     for wrong in (0, 10, 2.5, 3.0, "3", None, True):
         with pytest.raises(UsageError, match="effort must be a whole number from 1 to 9"):
             effort.level_of(wrong)

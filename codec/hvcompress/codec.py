@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
-from .effort import fit_encoder, level_of
+from .effort import fitted_encoders, level_of
 from .entropy import LayerCoder, path_of
 from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
@@ -165,8 +166,8 @@ class Codec:
         """Compress a picture.
 
         quality: 0..100. offsets: quality offset per layer, coarse to fine (`quality.offset_of` a beta); None is zero.
-        effort: 1 (fast) to 9, see `effort.py`. From 4 on a second file is made by an encoder fitted to the picture, and
-        the better of the two by the measure that is minimised, `lagrangian`, is taken; the first is that of effort 3.
+        effort: 1 (fast) to 9, see `effort.py`. From 4 on further files are made by encoders fitted to the picture, and
+        the best by the measure that is minimised, `lagrangian`, is taken; the first is that of effort 3.
         verify: decode the bytes again, from the bytes alone, and compare the latents. From effort 4 on that is done in
         any case, since the decoded picture is needed.
         memory_limit: in bytes; None is what the machine has to spare. A picture that needs more is refused at once.
@@ -182,7 +183,7 @@ class Codec:
         plan.check_memory(width, height, memory_limit)
         if level.steps == 0:
             return self._encode_with(self._encoder, picture, quality, offsets, state_bits, verify, progress)
-        done, total = 0, level.steps + 2
+        done, total = 0, level.steps + 1 + level.files
 
         def tell(more: int = 0) -> None:
             nonlocal done
@@ -196,16 +197,19 @@ class Codec:
             return made
 
         tell()
-        plain = encoded(self._encoder)
         began = time.perf_counter()
+        best = encoded(self._encoder)
+        cost, seconds = lagrangian(picture, best), Counter(best.seconds)
         parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
         image, size = to_tensor(picture.pixels, self.device), picture.pixels.shape[:2]
-        encoder = fit_encoder(parts, image, size, quality, offsets, level.steps, lambda: tell(1))
-        fitting = time.perf_counter() - began
-        fitted = encoded(encoder)
-        best = min(plain, fitted, key=lambda made: lagrangian(picture, made))
-        seconds = {part: plain.seconds[part] + fitted.seconds[part] for part in plain.seconds} | {"fit": fitting}
-        return Encoded(best.data, best.picture, seconds)
+        for encoder in fitted_encoders(parts, image, size, quality, offsets, level, lambda: tell(1)):
+            made = encoded(encoder)
+            seconds.update(made.seconds)
+            made_cost = lagrangian(picture, made)
+            if made_cost < cost:
+                best, cost = made, made_cost
+        seconds["fit"] = time.perf_counter() - began - sum(seconds.values())
+        return Encoded(best.data, best.picture, dict(seconds))
 
     def _encode_with(
         self,

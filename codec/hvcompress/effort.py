@@ -6,11 +6,14 @@ alone; what it has to give up is being right for all other pictures. (The weight
 Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the latents themselves gains next
 to nothing here; see `docs/training.md`.) A step sees a small part of the picture: many inexact steps gain more in the
 same time than few exact ones. The weights that they scatter are averaged.
+
+A layer's prior follows from the symbols of the coarser ones, so the slightest change of the encoder leads to another
+file, some tenths of a percent better or worse. So several of the last encoders make a file each, and the best is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -29,7 +32,7 @@ from .training.objective import evaluate
 LEARNING_RATE = 1.5e-4  # of Adam, at its peak
 WARMUP = 5  # steps
 WINDOW = 256  # pixels on each side of what one step sees of a larger picture
-AVERAGED = 0.2  # share of the steps over which weights are averaged, exponentially
+TAIL = 0.2  # share of the steps: over so many weights are averaged, exponentially, and the last so many give encoders
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,19 @@ class Level:
 
     state_bits: int  # of the trellis
     steps: int = 0  # of training
+    files: int = 0  # made by encoders that it led to
 
 
 LEVELS = {
     1: Level(10),
     2: Level(12),
     3: Level(14),
-    4: Level(14, steps=32),
-    5: Level(14, steps=64),
-    6: Level(14, steps=128),
-    7: Level(14, steps=256),
-    8: Level(14, steps=512),
-    9: Level(14, steps=1024),
+    4: Level(14, steps=32, files=1),
+    5: Level(14, steps=64, files=1),
+    6: Level(14, steps=128, files=2),
+    7: Level(14, steps=256, files=4),
+    8: Level(14, steps=512, files=8),
+    9: Level(14, steps=1024, files=16),
 }
 
 
@@ -75,20 +79,25 @@ def _window(height: int, width: int, generator: np.random.Generator) -> tuple[in
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def fit_encoder(
+def fitted_encoders(
     parts: Parts,
     image: Tensor,
     size: tuple[int, int],
     quality: int,
     offsets: tuple[int, ...],
-    steps: int,
+    level: Level,
     tell: Callable[[], None] | None = None,
-) -> Encoder:
-    """A copy of the encoder, trained on one picture; its weights are means over the last steps.
+) -> Iterator[Encoder]:
+    """Copies of the encoder as it is trained on one picture; level.files of them. Each is valid until the next.
+
+    They come from evenly over the end of the training; the last one has averaged weights, the one before the weights
+    themselves, and so on in turns.
 
     parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64; size: the height
     and width of it that count, the rest being padding. tell: called after every step.
     """
+    steps, tail = level.steps, TAIL * level.steps
+    moments = [steps - round(tail * number / level.files) for number in range(level.files)]  # the last one first
     device = image.device
     image = image.clone()  # the caller's may not be fit for gradients
     encoder = deepcopy(parts.encoder).requires_grad_(True)
@@ -111,11 +120,12 @@ def fit_encoder(
         adam.zero_grad()
         loss.backward()
         adam.step()
-        decay = min(max(0.0, 1.0 - 1.0 / (AVERAGED * steps)), (step + 1) / (step + 3))
+        decay = min(max(0.0, 1.0 - 1.0 / tail), (step + 1) / (step + 3))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1.0 - decay)
         if tell is not None:
             tell()
-    if not all(torch.isfinite(weight).all() for weight in average.parameters()):
-        return parts.encoder  # nothing was learnt
-    return average
+        if step + 1 in moments:
+            made = (average, encoder)[moments.index(step + 1) % 2]
+            learnt = all(torch.isfinite(weight).all() for weight in made.parameters())
+            yield made if learnt else parts.encoder
