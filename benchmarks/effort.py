@@ -72,7 +72,7 @@ def measure(codec: Codec, picture: Picture, quality: int, efforts: list[int]) ->
 
 def table(rows: list[dict], efforts: list[int], qualities: list[int]) -> str:
     """Means over the pictures."""
-    head = "effort  states  steps  " + "  ".join(f"q {quality:<3} saves" for quality in qualities)
+    head = "effort  states  steps  files  " + "  ".join(f"q {quality:<3} saves" for quality in qualities)
     head += "  time, times effort 1"
     lines = [head]
     for effort in efforts:
@@ -81,7 +81,9 @@ def table(rows: list[dict], efforts: list[int], qualities: list[int]) -> str:
         ratio = np.median([row["time_ratio"] for row in mine])
         level = level_of(effort)
         saves = "  ".join(f"{gain:9.2f} %" for gain in gains)
-        lines.append(f"{effort:6}  {1 << level.state_bits:6}  {level.steps:5}  {saves}  {ratio:10.0f}")
+        lines.append(
+            f"{effort:6}  {1 << level.state_bits:6}  {level.steps:5}  {1 + level.files:5}  {saves}  {ratio:10.0f}"
+        )
     return "\n".join(lines)
 
 

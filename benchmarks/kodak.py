@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="any of: %(choices)s (all whose weights are at hand)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes (1); our seconds are only fair with 1")
     parser.add_argument("--threads", type=int, default=0, help="torch threads per process (torch's own choice)")
-    parser.add_argument("--fresh", action="store_true", help="measure the other codecs again as well")
+    parser.add_argument("--fresh", action="store_true", help="measure the other codecs again as well, take up nothing")
     parser.add_argument("--any-images", action="store_true", help="accept a folder that is not the Kodak set")
     options = parser.parse_args(argv)
     if options.jobs < 1:
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks/kodak.py: hvcompress: {error} (--codecs leaves it out)", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nbenchmarks/kodak.py: interrupted; codecs that were finished are kept", file=sys.stderr)
+        print("\nbenchmarks/kodak.py: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     return 0
 
@@ -96,8 +96,9 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
         if key == OURS:
             qualities = tuple(sorted(set(options.qualities)))
             picked = Picked(options.model, options.device, options.threads, qualities, options.effort)
-            records.insert(0, run_ours(images, folder, picked, options.jobs))
-            print(f"\r{OURS}: {len(records[0]['rows'])} files measured" + " " * 30)
+            record, reused = run_ours(images, folder, picked, options.jobs, options.fresh)
+            records.insert(0, record)
+            print(f"\r{OURS}: {len(record['rows']) - reused} files measured, {reused} of an interrupted run" + " " * 9)
             continue
         codec = other(key)
         record, reused = run_classical(codec, images, folder, options.jobs, options.fresh)

@@ -87,6 +87,7 @@ def measure_classical(job: tuple[Path, str, tuple[float, ...]], key: str) -> lis
 def measure_ours(path: Path, picked: Picked) -> list[dict]:
     """Rows of one picture: real files, and what their own decoding gives."""
     codec = load_ours(picked)
+    from hvcompress.effort import level_of
     from hvcompress.image_io import read_picture
 
     pixels = np.asarray(read_rgb(path))
@@ -96,10 +97,12 @@ def measure_ours(path: Path, picked: Picked) -> list[dict]:
         encoded = codec.encode(picture, quality, effort=picked.effort, verify=True)
         row = {"image": path.name, "point": f"quality {quality}"}
         row |= figures(pixels, encoded.picture.pixels, len(encoded.data))
-        # Verification decodes the bytes alone, so its time is the decoder's (up to effort 3; above, both add up).
+        # Verification decodes the bytes alone, so its time is the decoder's; at a high effort, for each of its files.
+        files = 1 + level_of(picked.effort).files
         names = {"fit": "encode_fit_s", "network": "encode_network_s", "coder": "encode_coder_s"}
-        names |= {"verify_network": "decode_network_s", "verify_coder": "decode_coder_s"}
         row |= {column: round(encoded.seconds[name], 4) for name, column in names.items()}
+        names = {"verify_network": "decode_network_s", "verify_coder": "decode_coder_s"}
+        row |= {column: round(encoded.seconds[name] / files, 4) for name, column in names.items()}
         row["estimated_bits"] = round(sum(codec.estimated_bits(encoded.data)), 1)
         rows.append(row)
     return rows
@@ -160,8 +163,23 @@ def run_classical(
     return record, len(rows) - sum(len(points) for _, _, points in jobs)
 
 
-def run_ours(images: dict[Path, str], folder: Path, picked: Picked, processes: int) -> dict:
-    """Measure our codec and write folder/hvcompress.json. What was interrupted goes on."""
+def program() -> str:
+    """SHA-256 of the package's source: figures made with another one must not be mixed with this one's."""
+    import hvcompress
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(hvcompress.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_ours(
+    images: dict[Path, str], folder: Path, picked: Picked, processes: int, fresh: bool = False
+) -> tuple[dict, int]:
+    """Measure our codec and write folder/hvcompress.json. Returns its content and the rows reused.
+
+    An interrupted measurement, with the same settings of the same program, goes on; fresh: it begins anew.
+    """
     import torch
 
     codec = load_ours(picked)  # here as well, so that a missing model is one clear error
@@ -178,9 +196,10 @@ def run_ours(images: dict[Path, str], folder: Path, picked: Picked, processes: i
         "cpus": os.cpu_count(),
     }
     unfinished = folder / f"{OURS}.unfinished.json"
-    wanted = record | {"qualities": list(picked.qualities), "sha256": list(images.values())}
-    found = read_rows(unfinished) if unfinished.is_file() else {}
+    wanted = record | {"qualities": list(picked.qualities), "sha256": list(images.values()), "program": program()}
+    found = {} if fresh or not unfinished.is_file() else read_rows(unfinished)
     rows = found["rows"] if found == wanted | {"rows": found.get("rows")} else []
+    reused = len(rows)
     known = {row["image"] for row in rows}
     missing = [image for image in images if image.name not in known]
     for done in over_images(partial(measure_ours, picked=picked), missing, processes):
@@ -190,7 +209,7 @@ def run_ours(images: dict[Path, str], folder: Path, picked: Picked, processes: i
     record |= {"rows": rows}
     write_rows(folder / f"{OURS}.json", record)
     unfinished.unlink(missing_ok=True)
-    return record
+    return record, reused
 
 
 def read_rows(path: Path) -> dict:

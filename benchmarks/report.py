@@ -15,7 +15,7 @@ from measure import OURS
 # papers give against JPEG are mostly against such files.
 ANCHORS = ("jpeg420", "jpeg-published", "webp", "avif", "bpg", "av1", "vtm18")
 BANDS = ((28, 31), (31, 34), (34, 37), (37, 40))
-SECONDS = ("encode_network_s", "encode_coder_s", "decode_network_s", "decode_coder_s")
+SECONDS = ("encode_fit_s", "encode_network_s", "encode_coder_s", "decode_network_s", "decode_coder_s")
 EQUAL_RATE = (0.15, 1.5)  # bpp, where our curve is to lie above WebP's PSNR
 
 
@@ -97,7 +97,7 @@ def as_text(summary: dict, measured: list[rd.Curve], title: str) -> str:
 
 def _ours_table(lines: list[dict]) -> str:
     head = ["setting", "bytes", "bpp", "PSNR", "MS-SSIM", "in dB"]
-    head += ["encode network", "+ coder", "decode network", "+ coder", "file/estimate"]
+    head += ["encode fit", "+ network", "+ coder", "decode network", "+ coder", "file/estimate"]
     body = []
     for line in lines:
         similarity = line["msssim"]

@@ -251,11 +251,21 @@ def test_a_measurement_of_ours_goes_on_where_it_was_interrupted(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):  # other files are wanted: nothing of it can be used
         measure.run_ours(images, tmp_path, dataclasses.replace(picked, effort=8), 1)
     interrupted_at = ""
-    record = measure.run_ours(images, tmp_path, dataclasses.replace(picked, effort=8), 1)
-    assert seen == [*"ab", *"abc", "c"]
+    record, reused = measure.run_ours(images, tmp_path, dataclasses.replace(picked, effort=8), 1)
+    assert seen == [*"ab", *"abc", "c"] and reused == 4
     assert [row["image"][0] for row in record["rows"]] == [*"aabbcc"]
     assert [path.name for path in tmp_path.iterdir()] == ["hvcompress.json"]
     assert measure.read_rows(tmp_path / "hvcompress.json") == record
+    for change, again in (("program", "abc"), ("fresh", "abc"), ("", "c")):
+        interrupted_at, seen = "c", []
+        with pytest.raises(KeyboardInterrupt):
+            measure.run_ours(images, tmp_path, picked, 1, fresh=True)
+        interrupted_at, seen = "", []
+        with monkeypatch.context() as patch:
+            if change == "program":
+                patch.setattr(measure, "program", lambda: "another")
+            measure.run_ours(images, tmp_path, picked, 1, fresh=change == "fresh")
+        assert seen == [*again]
 
 
 @pytest.mark.parametrize("key", classical.CLASSICAL_KEYS)
@@ -282,7 +292,7 @@ def test_what_effort_saves_counts_along_the_codecs_own_curve():
         {"effort": 3, "quality": 50, "saved": value, "time_ratio": ratio}
         for value, ratio in ((0.01, 9.0), (0.03, 11.0))
     ]
-    assert re.search(r"^ +3 +16384 +0 +2\.00 % +10$", gain.table(rows, [3], [50]), re.MULTILINE)
+    assert re.search(r"^ +3 +16384 +0 +1 +2\.00 % +10$", gain.table(rows, [3], [50]), re.MULTILINE)
 
 
 def test_complexity_counts_every_multiplication():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hvcompress.exact import relaxed, to_values
 from hvcompress.image_io import read_picture
 from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
+from hvcompress.pixels import to_tensor
 from hvcompress.training.objective import evaluate
 from hvcompress.trellis import quantize
 
@@ -70,7 +72,7 @@ def test_the_lagrangian_is_that_of_the_file(tiny, picture):
 def test_effort_is_never_worse(tiny, picture, monkeypatch):
     """Whatever comes of the fitting, the file of the model's own encoder is there to fall back on."""
 
-    def ruined(parts, image, size, quality, offsets, level, tell):
+    def ruined(parts, pixels, quality, offsets, level, tell):
         encoder = effort.deepcopy(parts.encoder)
         with torch.no_grad():
             encoder.stem.weight.mul_(-3.0)
@@ -101,24 +103,67 @@ def test_the_best_of_several_files_is_taken(tiny, picture, monkeypatch, first):
     assert chosen.data == best.data and np.array_equal(chosen.picture.pixels, best.picture.pixels)
 
 
-def test_encoders_come_from_the_end_of_training(tiny, picture):
+def test_encoders_come_from_the_end_of_training(tiny, picture, monkeypatch):
     parts = Parts(tiny._encoder, tiny._topdown, tiny._synthesis, tiny._tables)
-    image = torch.from_numpy(picture.pixels[:64, :64] / 255.0).float().permute(2, 0, 1)[None]
-    steps, came = 0, []
+    copies, weights, came = [], [], []
 
-    def tell():
-        nonlocal steps
-        steps += 1
+    def copied(module):
+        copies.append(deepcopy(module))
+        return copies[-1]
 
+    monkeypatch.setattr(effort, "deepcopy", copied)
     level = effort.Level(8, steps=20, files=4)
-    for encoder in effort.fitted_encoders(parts, image, (64, 64), 50, (0,) * LAYERS, level, tell):
-        came.append((steps, encoder, encoder.stem.weight.clone()))
-    assert [step for step, _, _ in came] == [17, 18, 19, 20]
-    (_, raw, _), (_, average, _), *_ = came
-    assert [encoder for _, encoder, _ in came] == [raw, average, raw, average] and raw is not average
-    moved = [(after - before).abs().mean() for (_, _, before), (_, _, after) in zip(came, came[2:], strict=False)]
-    assert 0 < moved[1] < (average.stem.weight - tiny._encoder.stem.weight).abs().mean() / 2
-    assert tiny._encoder is not average and not any(weight.requires_grad for weight in tiny._encoder.parameters())
+    for encoder in effort.fitted_encoders(
+        parts,
+        picture.pixels[:64, :64],
+        50,
+        (0,) * LAYERS,
+        level,
+        tell=lambda: weights.append(copies[0].stem.weight.detach().clone()),
+    ):
+        came.append((len(weights), encoder, encoder.stem.weight.detach().clone()))
+    raw, average = copies
+    assert [(step, encoder) for step, encoder, _ in came] == [(17, raw), (18, average), (19, raw), (20, average)]
+    assert torch.equal(came[0][2], weights[16]) and torch.equal(came[2][2], weights[18])
+    mean = tiny._encoder.stem.weight
+    for step, weight in enumerate(weights, 1):
+        mean = torch.lerp(mean, weight, 1 - min(0.75, step / (step + 2)))  # TAIL of 20 steps are 4
+    assert torch.allclose(came[3][2], mean, atol=1e-7) and not torch.allclose(came[3][2], weights[-1], atol=1e-7)
+    assert not any(weight.requires_grad for weight in tiny._encoder.parameters())
+
+
+def test_several_files_are_made_while_training_goes_on(tiny, picture, monkeypatch):
+    monkeypatch.setitem(effort.LEVELS, 6, effort.Level(10, steps=20, files=4))
+    told = []
+    made = tiny.encode(picture, 50, effort=6, progress=lambda done, total: told.append((done, total)))
+    assert told == [(step, 25) for step in range(26)]
+    assert np.array_equal(tiny.decode(made.data).pixels, made.picture.pixels)
+    with torch.inference_mode():
+        assert tiny.encode(picture, 50, effort=6).data == made.data
+    with torch.autocast("cpu", torch.bfloat16):  # a caller's habits must not matter
+        assert tiny.encode(picture, 50, effort=6).data == made.data
+
+
+def test_a_step_sees_a_window_of_the_padded_picture(tiny, picture, monkeypatch):
+    monkeypatch.setattr(effort, "WINDOW", 64)
+    parts = Parts(tiny._encoder, tiny._topdown, tiny._synthesis, tiny._tables)
+    whole, seen = to_tensor(picture.pixels, torch.device("cpu")), set()
+    assert picture.pixels.shape == (75, 131, 3) and whole.shape == (1, 3, 128, 192)
+
+    def watched(student, window, *args, size, **options):
+        places = [
+            (top, left)
+            for top in (0, 64)
+            for left in (0, 64, 128)
+            if torch.equal(window, whole[..., top : top + 64, left : left + 64])
+        ]
+        assert len(places) == 1 and size == (11 if places[0][0] else 64, 3 if places[0][1] == 128 else 64)
+        seen.update(places)
+        return evaluate(student, window, *args, size=size, **options)
+
+    monkeypatch.setattr(effort, "evaluate", watched)
+    list(effort.fitted_encoders(parts, picture.pixels, 50, (0,) * LAYERS, effort.Level(8, steps=40, files=1)))
+    assert len(seen) == 6
 
 
 def test_a_model_loaded_in_inference_mode_can_be_fitted(tiny_folder, tmp_path, picture):

@@ -96,8 +96,9 @@ def encode(
     beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
     allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
         alike) or "detail" (more for the fine ones).
-    effort: 1 (a fraction of a second per picture) to 9 (some minutes). Files get better for their size, and decode as
-        fast. Above 1 the symbols are searched for longer, from 4 on the encoder is also fitted to the picture.
+    effort: 1 (a fraction of a second per picture) to 9 (many minutes, and more for large pictures). Files get better
+        for their size, and decode as fast. Above 1 the symbols are searched for longer, from 4 on the encoder is also
+        fitted to the picture, from 6 on the best of several files is taken.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case from

@@ -11,7 +11,6 @@ import os
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +31,7 @@ from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
 from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
-from .pixels import Features, Painter, to_tensor
+from .pixels import Features, Painter
 from .plan import padded
 from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
@@ -199,17 +198,18 @@ class Codec:
         tell()
         began = time.perf_counter()
         best = encoded(self._encoder)
-        cost, seconds = lagrangian(picture, best), Counter(best.seconds)
+        cost, seconds = lagrangian(picture, best), best.seconds
         parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-        image, size = to_tensor(picture.pixels, self.device), picture.pixels.shape[:2]
-        for encoder in fitted_encoders(parts, image, size, quality, offsets, level, lambda: tell(1)):
+        for encoder in fitted_encoders(parts, picture.pixels, quality, offsets, level, lambda: tell(1)):
             made = encoded(encoder)
-            seconds.update(made.seconds)
+            seconds = {part: seconds[part] + made.seconds[part] for part in seconds}
             made_cost = lagrangian(picture, made)
             if made_cost < cost:
                 best, cost = made, made_cost
-        seconds["fit"] = time.perf_counter() - began - sum(seconds.values())
-        return Encoded(best.data, best.picture, dict(seconds))
+        if done < total:  # training broke down
+            tell(total - done)
+        seconds["fit"] = time.perf_counter() - began - sum(seconds.values())  # with what it takes to compare the files
+        return Encoded(best.data, best.picture, seconds)
 
     def _encode_with(
         self,

@@ -5,10 +5,11 @@ copy of the encoder's weights goes on being trained, with the objective of train
 alone; what it has to give up is being right for all other pictures. (The weights of an encoder generalise imperfectly:
 Cremer et al. 2018, "Inference suboptimality in variational autoencoders". Optimising the latents themselves gains next
 to nothing here; see `docs/training.md`.) A step sees a small part of the picture: many inexact steps gain more in the
-same time than few exact ones. The weights that they scatter are averaged.
+same time than few exact ones. What scatters from step to step is averaged out of the weights.
 
 A layer's prior follows from the symbols of the coarser ones, so the slightest change of the encoder leads to another
-file, some tenths of a percent better or worse. So several of the last encoders make a file each, and the best is taken.
+file, tenths of a percent or more better or worse. So several of the last encoders make a file each, and the best is
+taken.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .errors import UsageError
 from .exact import relaxed
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
+from .pixels import to_tensor
+from .plan import padded
 from .precision import autocast
 from .quality import is_whole
 from .training.objective import evaluate
@@ -32,7 +34,7 @@ from .training.objective import evaluate
 LEARNING_RATE = 1.5e-4  # of Adam, at its peak
 WARMUP = 5  # steps
 WINDOW = 256  # pixels on each side of what one step sees of a larger picture
-TAIL = 0.2  # share of the steps: over so many weights are averaged, exponentially, and the last so many give encoders
+TAIL = 0.2  # share of the steps: the time constant of the weights' average, and the last steps, in which files are made
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _window(height: int, width: int, generator: np.random.Generator) -> tuple[in
 
     def span(size: int) -> tuple[int, int]:
         side = min(size, WINDOW)
-        # Drawn from beyond the ends as well, or what lies there would be seen far less often.
+        # Drawn from beyond the ends as well: else corners were seen a 16th as often as the middle, now a third.
         first = MAX_STRIDE * int(generator.integers(1 - side // MAX_STRIDE, size // MAX_STRIDE))
         return min(max(first, 0), size - side), side
 
@@ -81,25 +83,22 @@ def _window(height: int, width: int, generator: np.random.Generator) -> tuple[in
 @torch.enable_grad()
 def fitted_encoders(
     parts: Parts,
-    image: Tensor,
-    size: tuple[int, int],
+    pixels: np.ndarray,
     quality: int,
     offsets: tuple[int, ...],
     level: Level,
     tell: Callable[[], None] | None = None,
 ) -> Iterator[Encoder]:
-    """Copies of the encoder as it is trained on one picture; level.files of them. Each is valid until the next.
+    """Train a copy of the encoder on one picture; yields level.files encoders, fewer if training breaks down.
 
-    They come from evenly over the end of the training; the last one has averaged weights, the one before the weights
-    themselves, and so on in turns.
+    They come evenly from the last TAIL of the training, in turns the weights as they are and their average, which comes
+    last. They are changed in place: use each before asking for the next.
 
-    parts: a model as it is loaded; not changed. image: (1, 3, H, W) in [0, 1], sides multiples of 64; size: the height
-    and width of it that count, the rest being padding. tell: called after every step.
+    parts: a model as it is loaded; not changed. pixels: (H, W, 3) uint8. tell: called after every step.
     """
     steps, tail = level.steps, TAIL * level.steps
     moments = [steps - round(tail * number / level.files) for number in range(level.files)]  # the last one first
-    device = image.device
-    image = image.clone()  # the caller's may not be fit for gradients
+    device = parts.encoder.stem.weight.device
     encoder = deepcopy(parts.encoder).requires_grad_(True)
     student = Parts(encoder, relaxed(parts.topdown), relaxed(parts.synthesis), parts.tables)
     average = deepcopy(parts.encoder)
@@ -109,23 +108,23 @@ def fitted_encoders(
     noise = torch.Generator(device).manual_seed(0)  # so that a run can be repeated on the same machine
     places = np.random.Generator(np.random.PCG64(0))
     for step in range(steps):
-        top, left, height, width = _window(*image.shape[-2:], places)
-        window = image[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-        counts = min(height, size[0] - top), min(width, size[1] - left)
+        top, left, height, width = _window(*map(padded, pixels.shape[:2]), places)
+        part = pixels[top : top + height, left : left + width]
+        window = to_tensor(part, device)  # padded as the whole picture is
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (1.0 - step / steps)
         with autocast(device):
             loss = evaluate(
-                student, window, qualities, layer_offsets, noise=noise, weight_exponent=0.0, size=counts
+                student, window, qualities, layer_offsets, noise=noise, weight_exponent=0.0, size=part.shape[:2]
             ).loss
+        if not torch.isfinite(loss):
+            return
         adam.zero_grad()
         loss.backward()
         adam.step()
-        decay = min(max(0.0, 1.0 - 1.0 / tail), (step + 1) / (step + 3))
+        decay = min(1.0 - 1.0 / tail, (step + 1) / (step + 3))  # at first less, or the model's own weights would linger
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1.0 - decay)
         if tell is not None:
             tell()
         if step + 1 in moments:
-            made = (average, encoder)[moments.index(step + 1) % 2]
-            learnt = all(torch.isfinite(weight).all() for weight in made.parameters())
-            yield made if learnt else parts.encoder
+            yield (average, encoder)[moments.index(step + 1) % 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -19,4 +19,7 @@ def fast_precision(device: torch.device) -> torch.dtype:
 def autocast(device: torch.device) -> AbstractContextManager:
     """A context in which the insides of residual blocks run in `fast_precision`, the rest in float32."""
     precision = fast_precision(device)
-    return nullcontext() if precision is torch.float32 else torch.autocast(device.type, precision)
+    if precision is torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    # Within a caller's own autocast, a cache would keep weights as they were before they were trained.
+    return torch.autocast(device.type, precision, cache_enabled=False)
