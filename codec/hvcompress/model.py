@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-10"
+DEFAULT_MODEL = "photo-11"
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..codec import Codec, Segment
+from ..effort import level_of
 from ..entropy import LayerCoder, Tables, gaussian_tables
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
@@ -49,17 +50,18 @@ def tensors_of(model: HierarchicalVAE, tables: Tables) -> dict[str, Tensor]:
 
 def fit_tables(codec: Codec, crops: data.Crops) -> Tables:
     """Frequency tables from the symbols that a codec produces on training photographs, over all qualities."""
-    coder = LayerCoder(gaussian_tables())
+    coder, state_bits = LayerCoder(gaussian_tables()), level_of(1).state_bits
     histogram: list[np.ndarray] | None = None
 
     def use(segment: Segment) -> None:
         nonlocal histogram
-        counts = coder.count(segment.levels, segment.indices)
+        counts = coder.count(segment.levels, segment.indices, state_bits)
         histogram = counts if histogram is None else [a + b for a, b in zip(histogram, counts, strict=True)]
 
     for number in range(FIT_CROPS):
         image = crops.batch(10_000_000 + number, 1)[0].permute(1, 2, 0).numpy()
-        codec.analyse(image, number * (LEVELS - 1) // (FIT_CROPS - 1), (0,) * codec.layers, use)
+        quality = number * (LEVELS - 1) // (FIT_CROPS - 1)
+        codec.analyse(image, quality, (0,) * codec.layers, use, state_bits=state_bits)
     return gaussian_tables(histogram)
 
 
