@@ -29,6 +29,7 @@ from .pixels import to_tensor
 from .plan import padded
 from .precision import autocast
 from .quality import is_whole
+from .training.average import follow
 from .training.objective import evaluate
 
 LEARNING_RATE = 1.5e-4  # of Adam, at its peak
@@ -122,8 +123,7 @@ def fitted_encoders(
         loss.backward()
         adam.step()
         decay = min(1.0 - 1.0 / tail, (step + 1) / (step + 3))  # at first less, or the model's own weights would linger
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1.0 - decay)
+        follow(average, encoder, decay)
         if tell is not None:
             tell()
         if step + 1 in moments:

@@ -34,6 +34,7 @@ from ..network import MAX_STRIDE, Config, HierarchicalVAE, count_parameters
 from ..precision import autocast, fast_precision
 from ..quality import LEVELS
 from . import data, objective
+from .average import follow
 from .klt import start_as_klt
 from .muon import Muon
 from .ranks import ALONE, Ranks, joined
@@ -217,9 +218,7 @@ def train_step(
         run.muon.step()
         run.adam.step()
     decay = min(recipe.ema, (run.step + 1) / (run.step + 10))
-    with torch.no_grad():
-        pairs = list(zip(run.average.parameters(), run.model.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [m for _, m in pairs], 1 - decay)
+    follow(run.average, run.model, decay)
     run.step += 1
     return outcome
 
