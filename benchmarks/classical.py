@@ -127,7 +127,3 @@ CLASSICAL = (
     ),
 )  # fmt: skip
 CLASSICAL_KEYS = tuple(codec.key for codec in CLASSICAL)
-
-
-def classical(key: str) -> Classical:
-    return next(codec for codec in CLASSICAL if codec.key == key)

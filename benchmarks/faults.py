@@ -19,6 +19,7 @@ no other file beside it. After kill -9 a temporary file may be left where it cou
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import os
 import platform
@@ -47,6 +48,7 @@ SIGNALS = ("SIGKILL", "SIGINT", "SIGTERM", "SIGHUP")
 OLD = b"what was there before"
 PATIENCE = 300.0  # seconds, after which a process is said to hang
 HUNG = "hung"
+CLONE_NEWNS = 0x00020000  # sched.h of Linux: mounts of its own
 
 
 @dataclass(frozen=True)
@@ -292,12 +294,21 @@ def _fill_up(disk: Path) -> None:
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path | None]:
-    """A tmpfs of 64 KiB; None where this user may not mount one."""
+    """A tmpfs of 64 KiB; None where this user may not mount one.
+
+    From then on this process and its children have mounts of their own, which are gone with them however they end.
+    """
     disk = folder / "disk"
     disk.mkdir()
+
+    def succeeds(*command: object) -> bool:
+        return subprocess.run(command, capture_output=True).returncode == 0
+
     mounted = (
         sys.platform == "linux"
-        and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode
+        and ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+        and succeeds("mount", "--make-rprivate", "/")
+        and succeeds("mount", "-t", "tmpfs", "-o", "size=64k", "none", disk)
     )
     try:
         yield disk if mounted else None

@@ -82,6 +82,7 @@ from hvcompress.errors import (  # noqa: E402
     UnsupportedError,
 )
 from hvcompress.metadata import unpack_icc  # noqa: E402
+from peak import peak_mib  # noqa: E402
 
 if TYPE_CHECKING:
     from hvcompress.codec import Codec
@@ -611,13 +612,6 @@ class Report:
         part.replace(Path(folder) / "report.json")
 
 
-def peak_mib() -> float:
-    """Of this process's resident memory."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def limit_memory(mebibytes: int) -> None:
     """Let the address space grow by so much and no further. Only where the system tells how large it is (Linux)."""
     import resource
@@ -647,7 +641,7 @@ class Watch:
         # Processor time, which does not depend on what else the machine does. The signal's default ends the process
         # even from within compiled code.
         signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)
-        began = time.process_time()
+        began, findings = time.process_time(), len(self.report.findings)
         try:
             self.report.count(mutation, target())
         except KeyboardInterrupt:
@@ -659,7 +653,7 @@ class Watch:
             signal.setitimer(signal.ITIMER_PROF, 0)
         self.report.slowest = max(self.report.slowest, time.process_time() - began)
         self.report.next = number + 1
-        if self.report.next % self.job.every == 0:
+        if self.report.next % self.job.every == 0 or len(self.report.findings) > findings:
             self.save()
 
     def save(self) -> None:
@@ -788,7 +782,8 @@ def explore(
 ) -> dict:
     """Try `count` inputs on a target, in as many processes as it takes. folder: for notes, and findings as files.
 
-    Stops early, with what was counted until then, on Ctrl-C. Raises RuntimeError where a process cannot even begin.
+    Stops early, with what was counted until then and "interrupted", on Ctrl-C. Raises RuntimeError where a process
+    cannot even begin.
     """
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -817,7 +812,8 @@ def explore(
         (folder / f"{target}-{finding['input']}.hvci").write_bytes(bytes.fromhex(finding["hex"]))
     for name in ("current", "report.json"):
         (folder / name).unlink(missing_ok=True)
-    return summary(target, total, seed, time.monotonic() - began, len(skipped))
+    result = summary(target, total, seed, time.monotonic() - began, len(skipped))
+    return result | {"interrupted": True} if interrupted else result
 
 
 def run_job(job: Job) -> tuple[bool, str]:
@@ -915,6 +911,9 @@ def main() -> int:
             folder = options.findings / target
             every = 20_000 if target == "parser" else 100
             result = explore(target, count, options.seed, folder, engine=engine, model=options.model, every=every)
+            if "interrupted" in result:  # its figures must not take the place of those of a whole run
+                print(f"{table(result)}\nbenchmarks/fuzz.py: interrupted; {options.out} is as it was", flush=True)
+                return 130
             record[target] = result | {"python": platform.python_version(), "cpus": os.cpu_count()}
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(record, indent=1) + "\n")

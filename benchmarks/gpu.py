@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from hvcompress.codec import Codec, load_model  # noqa: E402
 from hvcompress.exact import ExactConv2d  # noqa: E402
 from hvcompress.image_io import read_picture  # noqa: E402
+from hvcompress.training.data import find_images  # noqa: E402
 from speed import QUALITY, picture  # noqa: E402
 
 SIZES = (768, 512), (1920, 1080)
@@ -71,10 +72,10 @@ def seconds(work, rounds: int = 5) -> float:
 
 
 def kernels_gain(folder: Path, device: str) -> None:
-    codec = load_model(device=device)
+    codec, paths = load_model(device=device), tuple(find_images(folder))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for size in SIZES:
-            data = codec.encode(read_picture(np.asarray(picture(folder, *size))), QUALITY, verify=False).data
+            data = codec.encode(read_picture(np.asarray(picture(paths, *size))), QUALITY, verify=False).data
 
             def one(data: bytes = data) -> None:
                 codec.decode(data)

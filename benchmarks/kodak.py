@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     from classical import CLASSICAL_KEYS
     from learned import ARCHITECTURES, has_weights
 
-    at_hand = tuple(name for name in ARCHITECTURES if has_weights(name))
+    at_hand = tuple(key for key in ARCHITECTURES if has_weights(key))
     parser = argparse.ArgumentParser(prog="benchmarks/kodak.py", description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="the 24 PNGs of the Kodak set")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where results go (benchmarks/results)")
@@ -82,10 +82,7 @@ def missing_packages() -> list[str]:
 
 
 def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
-    """Measure, and write per_image/, per_image.csv, curves.json, summary.json, report.txt and rd.png."""
-    import rd
-    import rd_plot
-    import report
+    """Measure, write per_image/, and what follows from it."""
     from learned import other
     from measure import OURS, Picked, run_classical, run_ours
 
@@ -105,26 +102,39 @@ def measure_all(options: argparse.Namespace, images: dict[Path, str]) -> None:
         records.append(record)
         measured = len(record["rows"]) - reused
         print(f"\r{codec.label} ({record['library']}): {measured} files measured, {reused} results reused" + " " * 9)
+    name = f"{len(images)} pictures of {options.folder.name}" if options.any_images else "Kodak, 24 pictures"
+    write_results(records, options.out, name, options.effort, published=not options.any_images)
+
+
+def write_results(records: list[dict], out: Path, name: str, effort: int, published: bool) -> None:
+    """Write per_image.csv, curves.json, summary.json, report.txt and rd.png of what was measured, ours first.
+
+    name: of the pictures. published: whether the cited curves are of the same ones.
+    """
+    import rd
+    import rd_plot
+    import report
+    from measure import OURS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # interpolators warn about the ends of curves
         curves = [rd.mean_curve(record["codec"], record["label"], record["rows"]) for record in records]
-        published = [] if options.any_images else rd.published_curves()
+        cited = rd.published_curves() if published else []
         ours = next((record for record in records if record["codec"] == OURS), None)
-        summary = report.summarise(curves, published, ours["rows"] if ours else [])
-    name = f"{len(images)} pictures of {options.folder.name}" if options.any_images else "Kodak, 24 pictures"
+        rows = {record["codec"]: record["rows"] for record in records}
+        summary = report.summarise(curves, cited, rows)
     title = f"{name}: means over pictures of bits per pixel and of RGB PSNR, 8-bit output"
     if ours:
         title += f"\n{OURS} model {ours['model']}, fingerprint {ours['fingerprint'][:16]}, on {ours['device']}"
-        title += f", effort {options.effort}"
+        title += f", effort {effort}"
         title += f" (processes: {ours['processes']}, threads: {ours['threads']})"
     text = report.as_text(summary, curves, title)
-    write_csv(options.out / "per_image.csv", records)
-    write_json(options.out / "curves.json", {"pictures": name, "curves": [asdict(curve) for curve in curves]})
-    write_json(options.out / "summary.json", summary)
-    (options.out / "report.txt").write_text(text, encoding="utf-8")
-    rd_plot.draw(curves, published, options.out / "rd.png", name)
-    print(f"\n{text}\nWritten to {options.out}")
+    write_csv(out / "per_image.csv", records)
+    write_json(out / "curves.json", {"pictures": name, "curves": [asdict(curve) for curve in curves]})
+    write_json(out / "summary.json", summary)
+    (out / "report.txt").write_text(text, encoding="utf-8")
+    rd_plot.draw(curves, cited, out / "rd.png", name)
+    print(f"\n{text}\nWritten to {out}")
 
 
 def write_csv(path: Path, records: list[dict]) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/large.py DIR --sides 2000 5000 20000
 
 DIR holds photographs, of which pictures of any size are made: enlarged, mirrored and laid side by side. Each is coded
-and decoded by the command in a process of its own, whose peak memory the operating system tells. A seam would show as
-more error in the rows along the borders of bands and segments than in all others.
+and decoded by the command in a process of its own, which tells its peak memory. A seam would show as more error in the
+rows along the borders of bands and segments than in all others. Rows of other sides, and of other models, are kept.
 """
 
 from __future__ import annotations
@@ -25,10 +25,20 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from hvcompress import plan, read_info  # noqa: E402
+from hvcompress.model import find_model  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 
 STRIDE = 8  # of the finest layer, whose bands are the narrowest
 AROUND = 4  # pixel rows on either side of a border
+# The command line; the last line that it prints is then its peak memory.
+COMMAND = """
+import sys
+from hvcompress.cli import main
+from peak import peak_mib
+code = main()
+print(peak_mib())
+sys.exit(code)
+"""
 
 
 def mosaic(paths: list[Path], side: int, out: Path) -> np.ndarray:
@@ -56,14 +66,13 @@ def pixels_of(path: Path, height: int, width: int) -> np.ndarray:
 
 def run(arguments: list[str]) -> tuple[float, float]:
     """Seconds and peak memory in GiB of a command."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "codec")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parent / "codec"), str(HERE)))}
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "hvcompress", *arguments], env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"hvcompress {arguments[0]} failed with exit code {process.returncode}")
-    return time.perf_counter() - began, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], env=environment, stdout=subprocess.PIPE)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"hvcompress {arguments[0]} failed with exit code {done.returncode}")
+    return seconds, float(done.stdout.splitlines()[-1]) / 2**10
 
 
 def squared_errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -114,6 +123,15 @@ def measure(paths: list[Path], side: int, quality: int, folder: Path) -> dict:
     return row
 
 
+def merged(rows: list[dict], row: dict) -> list[dict]:
+    """The rows with this one, which takes the place of that of the same model and side."""
+
+    def key(of: dict) -> tuple[str | None, int]:
+        return of.get("fingerprint"), of["side"]  # older rows do not say which model made them
+
+    return sorted([kept for kept in rows if key(kept) != key(row)] + [row], key=lambda of: of["side"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -122,11 +140,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "large.json")
     arguments = parser.parse_args()
     paths = find_images(arguments.folder)
-    rows = []
-    for side in arguments.sides:
+    model = find_model(None)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
+    for side in sorted(set(arguments.sides)):
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(paths, side, arguments.quality, Path(folder))
-        rows.append(row)
+            row = {"model": model.name, "fingerprint": model.fingerprint}
+            row |= measure(paths, side, arguments.quality, Path(folder))
+        rows = merged(rows, row)
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
         print(json.dumps(shown), flush=True)
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")

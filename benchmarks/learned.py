@@ -18,11 +18,12 @@ from PIL import Image
 from classical import CLASSICAL, Classical
 
 QUALITIES = tuple(range(1, 9))
+PREFIX = "compressai-"  # before CompressAI's own names, of which some are keys of published curves
 ARCHITECTURES = {
-    "bmshj2018-hyperprior": "hyperprior (Ballé et al. 2018)",
-    "mbt2018-mean": "mean and scale hyperprior (Minnen et al. 2018)",
-    "mbt2018": "joint autoregressive (Minnen et al. 2018)",
-    "cheng2020-anchor": "Cheng et al. 2020, anchor",
+    PREFIX + "bmshj2018-hyperprior": "hyperprior (Ballé et al. 2018)",
+    PREFIX + "mbt2018-mean": "mean and scale hyperprior (Minnen et al. 2018)",
+    PREFIX + "mbt2018": "joint autoregressive (Minnen et al. 2018)",
+    PREFIX + "cheng2020-anchor": "Cheng et al. 2020, anchor",
 }
 
 
@@ -35,7 +36,7 @@ def _make_importable() -> None:
     import hvcompress.compressai_model  # noqa: F401
 
 
-def has_weights(name: str) -> bool:
+def has_weights(key: str) -> bool:
     """Whether torch.hub has the weights of all qualities that a codec is measured at."""
     if not installed():
         return False
@@ -44,7 +45,7 @@ def has_weights(name: str) -> bool:
     from compressai.zoo.image import model_urls
 
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    urls = model_urls[name]["mse"]
+    urls = model_urls[key.removeprefix(PREFIX)]["mse"]
     return all(os.path.isfile(os.path.join(folder, os.path.basename(urls[q]))) for q in QUALITIES if q in urls)
 
 
@@ -102,7 +103,9 @@ def _version() -> str:
     return f"compressai {compressai.__version__}, weights from torch.hub"
 
 
-def _codec(name: str, label: str) -> Classical:
+def _codec(key: str, label: str) -> Classical:
+    name = key.removeprefix(PREFIX)
+
     def encode_at(image: Image.Image, quality: float) -> bytes:
         return encode(image, quality, name)
 
@@ -111,10 +114,10 @@ def _codec(name: str, label: str) -> Classical:
 
     settings = "trained for MSE, strings and 10 bytes of header"
     points = QUALITIES if name != "cheng2020-anchor" else QUALITIES[:6]
-    return Classical(name, f"CompressAI {label}", settings, "quality", points, encode_at, decode_again, _version)
+    return Classical(key, f"CompressAI {label}", settings, "quality", points, encode_at, decode_again, _version)
 
 
-LEARNED = tuple(_codec(name, label) for name, label in ARCHITECTURES.items())
+LEARNED = tuple(_codec(key, label) for key, label in ARCHITECTURES.items())
 
 
 def other(key: str) -> Classical:

@@ -2,7 +2,7 @@
 
 Rows of the classical codecs do not depend on our model. Each carries a key made of everything that decides its figures
 (codec, settings, library version, setting, the picture's SHA-256), so a later run takes it over instead of measuring.
-Of ours, which at a high effort takes hours, the pictures that are finished are kept until all are.
+What an interrupted run has finished is kept, picture by picture, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -136,31 +136,36 @@ def over_images(work: Callable, jobs: Iterable, processes: int) -> Iterator[list
 def run_classical(
     codec: Classical, images: dict[Path, str], folder: Path, processes: int, fresh: bool
 ) -> tuple[dict, int]:
-    """Measure what folder/<codec>.json does not have yet, and write it. Returns its content and the rows reused."""
+    """Measure what folder/<codec>.json does not have yet, and write it after each picture. Returns its content and the
+    rows reused.
+    """
     path = folder / f"{codec.key}.json"
     known = {} if fresh or not path.is_file() else {row["key"]: row for row in read_rows(path)["rows"]}
     wanted = {
         image: {point: cache_key(codec, point, digest) for point in codec.points} for image, digest in images.items()
     }
-    jobs = []
+
+    def record() -> dict:
+        """What is known by now of what is wanted."""
+        rows = [
+            known[key] | {"image": image.name}
+            for image, keys in wanted.items()
+            for key in keys.values()
+            if key in known
+        ]
+        about = {"codec": codec.key, "label": codec.label, "settings": codec.settings, "library": codec.library()}
+        return about | {"rows": rows}
+
+    reused, jobs = len(record()["rows"]), []
     for image, digest in images.items():
         points = tuple(point for point, key in wanted[image].items() if key not in known)
         if points:
             jobs.append((image, digest, points))
     for rows in over_images(partial(measure_classical, key=codec.key), jobs, processes):
         known |= {row["key"]: row for row in rows}
+        write_rows(path, record())
         print(f"\r{codec.label}: {rows[0]['image']}   ", end="", flush=True)
-    rows = [known[key] | {"image": image.name} for image, keys in wanted.items() for key in keys.values()]
-    record = {
-        "codec": codec.key,
-        "label": codec.label,
-        "settings": codec.settings,
-        "library": codec.library(),
-        "rows": rows,
-    }
-    if jobs:
-        write_rows(path, record)
-    return record, len(rows) - sum(len(points) for _, _, points in jobs)
+    return record(), reused
 
 
 def program() -> str:

@@ -17,6 +17,9 @@ import numpy as np
 PUBLISHED = Path(__file__).resolve().parent / "published" / "kodak_rd.json"
 BD_METHOD = "pchip"
 MIN_OVERLAP_DB = 1.0  # a delta over less than this says nothing
+# What an exact reconstruction counts as: its PSNR, and its MS-SSIM in dB, would be infinite.
+BEST_PSNR = 100.0
+BEST_MSSSIM = 1 - 5e-8  # rows have seven digits
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,23 @@ def msssim_db(values: Iterable[float]) -> list[float]:
 # Curves
 
 
+def capped(rows: list[dict]) -> list[dict]:
+    """The rows with finite figures, also where a reconstruction is exact."""
+    return [
+        row
+        | {"psnr": min(row["psnr"], BEST_PSNR)}
+        | {"msssim": None if row["msssim"] is None else min(row["msssim"], BEST_MSSSIM)}
+        for row in rows
+    ]
+
+
 def mean_curve(key: str, label: str, rows: list[dict]) -> Curve:
     """Mean over images at each setting. rows: dicts with point, image, bpp, psnr, msssim.
 
     Raises ValueError if the settings were not all measured on the same images.
     """
     by_point: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in capped(rows):
         by_point.setdefault(row["point"], []).append(row)
     if len({frozenset(row["image"] for row in group) for group in by_point.values()}) != 1:
         raise ValueError(f"{label}: some settings were not measured on every image")

@@ -19,6 +19,7 @@ PUBLISHED_STYLE = {
     "hyperprior": ("#76b7b2", (0, (4, 1.5))),
     "bpg": ("#7f7f7f", (0, (5, 1))),
 }
+OTHER_MARKER = "*"  # of measured codecs that are not in MEASURED_STYLE, in colours of matplotlib's choice
 MEASURED_STYLE = {
     OURS: ("#d62728", "o"),
     "avif": ("#1f5fb4", "s"),
@@ -51,7 +52,7 @@ def draw(measured: list[rd.Curve], published: list[rd.Curve], path: Path, title:
                     curve.bpp, curve.psnr, color=colour, linestyle=dashes, linewidth=1.1, label=curve.label
                 )
         for curve in measured:
-            colour, marker = MEASURED_STYLE[curve.key]
+            colour, marker = MEASURED_STYLE.get(curve.key, (None, OTHER_MARKER))
             ours = curve.key == OURS
             (handles[curve.key],) = ax.plot(
                 curve.bpp, curve.psnr, color=colour, marker=marker, markersize=6 if ours else 4.5,

@@ -14,13 +14,14 @@ from measure import OURS
 # Anchors by key, measured or published. Published JPEG has default Huffman tables, which cost it 14 %: the figures that
 # papers give against JPEG are mostly against such files.
 ANCHORS = ("jpeg420", "jpeg-published", "webp", "avif", "bpg", "av1", "vtm18")
+JPEG = "jpeg420"  # whose quality scale people know
 BANDS = ((28, 31), (31, 34), (34, 37), (37, 40))
 SECONDS = ("encode_fit_s", "encode_network_s", "encode_coder_s", "decode_network_s", "decode_coder_s")
 EQUAL_RATE = (0.15, 1.5)  # bpp, where our curve is to lie above WebP's PSNR
 
 
-def summarise(measured: list[rd.Curve], published: list[rd.Curve], rows: list[dict]) -> dict:
-    """All figures that follow from the curves and from the rows of our codec (empty if it was not measured)."""
+def summarise(measured: list[rd.Curve], published: list[rd.Curve], rows: dict[str, list[dict]]) -> dict:
+    """All figures that follow from the curves and from the rows of the measured codecs, by key."""
     known = {curve.key: curve for curve in (*published, *measured)}
     anchors = [known[key] for key in ANCHORS if key in known]
     everyone = [*measured, *published]
@@ -48,7 +49,9 @@ def summarise(measured: list[rd.Curve], published: list[rd.Curve], rows: list[di
     summary["range"] = {"bpp": [min(ours.bpp), max(ours.bpp)], "psnr": [min(ours.psnr), max(ours.psnr)]}
     beaten = len(ours.bpp) - len(rd.rising(ours.bpp, ours.psnr)[0])
     summary["settings_beaten_by_a_smaller_file"] = beaten
-    summary["ours"] = _per_quality(rows)
+    summary["ours"] = _per_setting(rows[OURS])
+    if JPEG in rows:
+        summary["jpeg_of_equal_psnr"] = _of_equal_psnr(summary["ours"], known[JPEG], _per_setting(rows[JPEG]))
     return summary
 
 
@@ -56,8 +59,31 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 2)
 
 
-def _per_quality(rows: list[dict]) -> list[dict]:
-    """Means (medians for seconds) over the images at each quality of ours."""
+def _of_equal_psnr(ours: list[dict], curve: rd.Curve, jpeg: list[dict]) -> list[dict]:
+    """For each setting of ours the quality and the rate at which JPEG has its PSNR, interpolated between settings.
+
+    curve, jpeg: JPEG's curve and its means per setting. None where it was measured at no PSNR so low or so high.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    settings = [float(line["point"].removeprefix("quality ")) for line in jpeg]
+    qualities, decibels = rd.rising(settings, [line["psnr"] for line in jpeg])
+    if len(qualities) < 2:
+        return []
+    quality_at = PchipInterpolator(decibels, qualities, extrapolate=False)
+    out = []
+    for line in ours:
+        quality, bpp = float(quality_at(line["psnr"])), float(rd.bpp_at(curve, line["psnr"]))
+        found = {"jpeg_quality": None, "jpeg_bpp": None}
+        if not math.isnan(quality + bpp):
+            found = {"jpeg_quality": round(quality), "jpeg_bpp": bpp}
+        out.append({"point": line["point"], "psnr": line["psnr"], "bpp": line["bpp"]} | found)
+    return out
+
+
+def _per_setting(rows: list[dict]) -> list[dict]:
+    """Means (medians for seconds) over the images at each setting of a codec."""
+    rows = rd.capped(rows)
     out = []
     for point in dict.fromkeys(row["point"] for row in rows):
         group = [row for row in rows if row["point"] == point]
@@ -85,6 +111,8 @@ def as_text(summary: dict, measured: list[rd.Curve], title: str) -> str:
     parts = [title]
     if "ours" in summary:
         parts += [_ours_table(summary["ours"]), _ours_lines(summary)]
+    if "jpeg_of_equal_psnr" in summary:
+        parts += [_jpeg_table(summary["jpeg_of_equal_psnr"], summary["labels"][JPEG])]
     if not summary["anchors"]:
         return "\n\n".join(parts) + "\n"
     parts += [_bd_tables(summary, [curve.key for curve in measured])]
@@ -135,6 +163,16 @@ def _ours_lines(summary: dict) -> str:
         if m["uncovered"]:
             lines.append(f"    compared from {m['low']:.3f} to {m['high']:.3f} bpp only: {'; '.join(m['uncovered'])}")
     return "\n".join(lines)
+
+
+def _jpeg_table(lines: list[dict], label: str) -> str:
+    body = []
+    for line in lines:
+        cells = [line["point"], f"{line['psnr']:.3f}", f"{line['bpp']:.4f}"]
+        reached = line["jpeg_quality"] is not None
+        body.append(cells + ([str(line["jpeg_quality"]), f"{line['jpeg_bpp']:.4f}"] if reached else ["-", "-"]))
+    title = f"JPEG of equal PSNR: {label}, interpolated between the settings that were measured\n"
+    return title + table(["setting", "PSNR", "bpp", "JPEG quality", "JPEG bpp"], body)
 
 
 def _bd_tables(summary: dict, measured: list[str]) -> str:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 from PIL import Image  # noqa: E402
 
 from hvcompress.batch import cores  # noqa: E402
+from hvcompress.model import find_model  # noqa: E402
 
 QUALITY = 50
 
@@ -92,7 +93,9 @@ def main() -> None:
     parser.add_argument("--core-hour", type=float, default=0.03, help="price of a core for an hour")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
     arguments = parser.parse_args()
-    rows = measure(arguments.folder)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    model = find_model(None)
+    rows = {"model": model.name, "fingerprint": model.fingerprint} | measure(arguments.folder)
     assumed = {"photos": arguments.photos, "megapixels": arguments.megapixels, "core_hour": arguments.core_hour}
     rows |= {"cores": cores(), "machine": platform.machine(), "assumed": assumed}
     rows["cost"] = cost(rows, arguments.photos, arguments.megapixels, arguments.core_hour)

@@ -25,6 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "codec"))
 
+# Nothing here may import torch: the processes of the other codecs import this module, and their memory is measured.
 import numpy as np  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
@@ -32,8 +33,8 @@ import learned  # noqa: E402
 from classical import pillow_decode, save  # noqa: E402
 from hvcompress.batch import cores  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
-from hvcompress.training.data import find_images  # noqa: E402
 from measure import read_rgb, write_rows  # noqa: E402
+from peak import peak_mib  # noqa: E402
 
 QUALITY = 60  # 35.4 dB on Kodak, as are, nearly, the settings of the others below
 OURS = "hvcompress"
@@ -54,15 +55,14 @@ class Task:
     codec: str
     width: int
     height: int
-    folder: Path
+    paths: tuple[Path, ...]  # photographs
     repeats: int
     device: str
     model: str | None
 
 
-def picture(folder: Path, width: int, height: int) -> Image.Image:
+def picture(paths: tuple[Path, ...], width: int, height: int) -> Image.Image:
     """Photographs side by side, every second one mirrored, cropped to the size."""
-    paths = find_images(folder)
     canvas, x, y, number, tall = Image.new("RGB", (width, height)), 0, 0, 0, 0
     while y < height:
         tile = read_rgb(paths[number % len(paths)])
@@ -71,15 +71,6 @@ def picture(folder: Path, width: int, height: int) -> Image.Image:
         if x >= width:
             x, y, tall = 0, y + tall, 0
     return canvas
-
-
-def peak_memory() -> float:
-    """Of this process so far, in MiB; nan where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def timed(stage: str, row: dict, work: Callable):
@@ -91,10 +82,10 @@ def timed(stage: str, row: dict, work: Callable):
 
 def measure(task: Task) -> list[dict]:
     """A row per round, in seconds; the first, which warms up, is left out."""
-    image = picture(task.folder, task.width, task.height)
+    image = picture(task.paths, task.width, task.height)
     one_round = (our_rounds if task.codec == OURS else other_rounds)(task, image)
     rows = [one_round() for _ in range(task.repeats + 1)][1:]
-    return [{"peak_mib": peak_memory()} | row for row in rows]
+    return [{"peak_mib": peak_mib()} | row for row in rows]
 
 
 def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
@@ -167,7 +158,7 @@ def batch(task: Task) -> list[dict]:
 
     codec = hvcompress.load_model(task.model, task.device)
     many = max(2, cores())
-    images = [np.asarray(picture(task.folder, task.width, task.height))] * (4 * many)
+    images = [np.asarray(picture(task.paths, task.width, task.height))] * (4 * many)
     options = {"model": task.model, "device": str(codec.device)}
     files = list(hvcompress.encode_batch(images, QUALITY, jobs=many, verify=False, **options))
     rows = []
@@ -201,7 +192,7 @@ def start_up(device: str, model: str | None, repeats: int) -> dict[str, float]:
     return {"import torch": round(float(torch_s), 3), "load model": round(float(load_s), 3)}
 
 
-def integers_gain(folder: Path, model: str | None, repeats: int) -> float | None:
+def integers_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> float | None:
     """Decoding time with exact sums in float32 over that with products of bytes; None where those do not pay."""
     from hvcompress.codec import load_model
     from hvcompress.exact import ExactConv2d
@@ -211,9 +202,9 @@ def integers_gain(folder: Path, model: str | None, repeats: int) -> float | None
     if int8.digits() is None:
         return None
     codec = load_model(model, "cpu")
-    data = codec.encode(read_picture(np.asarray(picture(folder, 768, 512))), QUALITY, verify=False).data
-    paths = (codec._topdown, codec._synthesis)
-    kept = {m: m.byte_weights for path in paths for m in path.modules() if isinstance(m, ExactConv2d)}
+    data = codec.encode(read_picture(np.asarray(picture(paths, 768, 512))), QUALITY, verify=False).data
+    parts = (codec._topdown, codec._synthesis)
+    kept = {m: m.byte_weights for part in parts for m in part.modules() if isinstance(m, ExactConv2d)}
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * repeats + 2):
         with_bytes = number % 2 == 0
@@ -262,12 +253,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
     options = parser.parse_args()
-    if not find_images(options.folder):
+    from hvcompress.model import find_model
+    from hvcompress.training.data import find_images
+
+    paths = tuple(find_images(options.folder))
+    if not paths:
         parser.error(f"no pictures in {options.folder}")
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
+    model = find_model(options.model)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def task(codec: str, size: tuple[int, int]) -> Task:
-        return Task(codec, *size, options.folder, options.repeats, options.device, options.model)
+        return Task(codec, *size, paths, options.repeats, options.device, options.model)
 
     start = start_up(options.device, options.model, options.repeats)
     print("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in start.items()), flush=True)
@@ -283,7 +280,7 @@ def main() -> None:
     for jobs, rows in sorted(_by_jobs(alone(batch, task(OURS, sizes[0]))).items()):
         middle = medians(rows)
         throughput.append({"jobs": jobs} | {way: middle["images"] / middle[way] for way in ("encode", "decode")})
-    gain = integers_gain(options.folder, options.model, options.repeats)
+    gain = integers_gain(paths, options.model, options.repeats)
 
     mine = [row for row in results if row["codec"] == OURS]
     print("\n" + table(results))
@@ -294,7 +291,8 @@ def main() -> None:
         print(f"{row['jobs']} at a time: {row['encode']:.2f} encoded, {row['decode']:.2f} decoded per second")
     if gain is not None:
         print(f"decoding with exact convolutions in float32 takes {gain:.2f} times as long as with products of bytes")
-    facts = {"machine": platform.machine(), "cores": cores(), "cpus": os.cpu_count(), "device": options.device}
+    facts = {"model": model.name, "fingerprint": model.fingerprint, "machine": platform.machine()}
+    facts |= {"cores": cores(), "cpus": os.cpu_count(), "device": options.device}
     facts |= {"start_up_s": start, "throughput": throughput, "float32_over_bytes": gain}
     write_rows(options.out, facts | {"rows": [{k: _short(v) for k, v in row.items()} for row in results]})
 

@@ -7,7 +7,7 @@ import io
 import sys
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 import hvcompress
 
@@ -30,7 +30,7 @@ def best_jpeg(image: Image.Image, size: int) -> bytes | None:
 def main() -> None:
     path, size = sys.argv[1], int(sys.argv[2])
     with Image.open(path) as opened:
-        image = opened.convert("RGB")
+        image = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as it is encoded
     data = hvcompress.encode(image, size=size, strict=True)
     print(f"hvcompress: {len(data):,} bytes, {psnr(image, hvcompress.decode(data)):.2f} dB")
     jpeg = best_jpeg(image, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,11 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import classical  # noqa: E402
 import complexity  # noqa: E402
+import fuzz  # noqa: E402
+import kodak  # noqa: E402
 import kodak_set  # noqa: E402
+import large  # noqa: E402
+import learned  # noqa: E402
 import measure  # noqa: E402
 import pictures  # noqa: E402
 import rd  # noqa: E402
@@ -117,6 +122,21 @@ def test_a_curve_is_the_mean_over_images_and_needs_them_all():
         rd.mean_curve("x", "X", rows[:-1])
 
 
+def test_exact_reconstructions_are_points_of_a_curve():
+    """Flat pictures under --any-images: infinite PSNR, MS-SSIM of 1."""
+    pytest.importorskip("bjontegaard")
+    rows = [
+        {"point": f"quality {q}", "image": "a", "bytes": 100, "bpp": 0.1 * q, "psnr": psnr, "msssim": msssim}
+        for q, psnr, msssim in ((1, 30.0, 0.9), (2, 35.0, 0.95), (3, 40.0, 0.99), (4, float("inf"), 1.0))
+    ]
+    exact = rd.mean_curve(measure.OURS, measure.OURS, rows)
+    assert exact.psnr == (30.0, 35.0, 40.0, rd.BEST_PSNR) and exact.msssim[:3] == (0.9, 0.95, 0.99)
+    assert rd.bd_rate(exact, dataclasses.replace(exact, bpp=(0.05, 0.1, 0.15, 0.2))) == pytest.approx(-50, abs=1e-6)
+    summary = report.summarise([exact], [], {measure.OURS: rows})
+    text = report.as_text(summary, [exact], "title")
+    assert re.search(r"^quality 4 .* 100\.000 +1\.00000 +73\.01 ", text, re.MULTILINE)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Cited data and pictures
 
@@ -132,9 +152,20 @@ def test_published_curves_load_and_have_sources():
 
 def test_what_is_drawn_and_compared_exists():
     published = {curve.key for curve in rd.published_curves()}
-    assert set(rd_plot.PUBLISHED_STYLE) <= published
-    assert set(rd_plot.MEASURED_STYLE) == {measure.OURS, *classical.CLASSICAL_KEYS}
+    measured = {measure.OURS, *classical.CLASSICAL_KEYS, *learned.ARCHITECTURES}
+    assert len(measured) == 1 + len(classical.CLASSICAL) + len(learned.LEARNED) and not published & measured
+    assert set(rd_plot.PUBLISHED_STYLE) <= published and set(rd_plot.MEASURED_STYLE) <= measured
     assert set(report.ANCHORS) <= published | set(classical.CLASSICAL_KEYS)
+
+
+def test_the_network_of_a_learned_codec_goes_by_compressais_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(learned, "encode", lambda image, quality, name: asked.append((name, quality)))
+    monkeypatch.setattr(learned, "decode", lambda data, name: asked.append(name))
+    codec = learned.other("compressai-mbt2018-mean")
+    codec.encode(None, 3)
+    codec.decode(b"")
+    assert asked == [("mbt2018-mean", 3), "mbt2018-mean"]
 
 
 def test_the_sums_name_the_24_pictures():
@@ -153,13 +184,56 @@ def test_a_whole_report_with_our_codec():
     longer = scaled(0.4)
     ours = rd.Curve(measure.OURS, measure.OURS, (*longer.bpp, 2.0), (*longer.psnr, 44.0))
     webp = dataclasses.replace(CURVE, key="webp", label="WebP")
-    summary = report.summarise([ours, webp], rd.published_curves(), rows)
+    summary = report.summarise([ours, webp], rd.published_curves(), {measure.OURS: rows})
     assert summary["bd_rate_psnr"][measure.OURS]["webp"] == pytest.approx(-60, abs=1)
     assert summary["equal_rate"]["webp"]["always_better"]
     text = report.as_text(summary, [ours, webp], "title")
     assert "WebP at every rate from 0.15 to 1.5 bpp: YES" in text and "+1.00 %" in text and "31-34 dB" in text
-    alone = report.as_text(report.summarise([ours], [], rows), [ours], "title")
+    alone = report.as_text(report.summarise([ours], [], {measure.OURS: rows}), [ours], "title")
     assert "quality 5" in alone and "BD-rate" not in alone
+
+
+def rows_of(points: dict[str, tuple[float, float]]) -> list[dict]:
+    """Setting -> bpp and mean PSNR, of two pictures."""
+    return [
+        {"point": point, "image": image, "bytes": 1000, "bpp": bpp, "psnr": psnr + more, "msssim": 0.9}
+        for point, (bpp, psnr) in points.items()
+        for image, more in (("a", -1.0), ("b", 1.0))
+    ]
+
+
+def test_the_report_says_which_jpeg_has_our_psnr():
+    pytest.importorskip("bjontegaard")
+    jpeg = {f"quality {q}": (0.01 * q, 20 + q / 5) for q in (10, 20, 40, 80)}  # of 22, 24, 28 and 36 dB
+    ours = {"quality 0": (0.05, 21.9), "quality 30": (0.1, 24.0), "quality 60": (0.2, 30.25), "quality 99": (0.9, 36.1)}
+    rows = {measure.OURS: rows_of(ours), report.JPEG: rows_of(jpeg)}
+    curves = [rd.mean_curve(key, key, of) for key, of in rows.items()]
+    summary = report.summarise(curves, [], rows)
+    lines = summary["jpeg_of_equal_psnr"]
+    assert [line["point"] for line in lines] == [*ours]
+    assert [line["jpeg_quality"] for line in lines] == [None, 20, 51, None]
+    assert [lines[1]["jpeg_bpp"], lines[0]["jpeg_bpp"]] == [pytest.approx(0.2), None]
+    assert lines[2]["jpeg_bpp"] == pytest.approx(rd.bpp_at(curves[1], 30.25)) and 0.4 < lines[2]["jpeg_bpp"] < 0.8
+    text = report.as_text(summary, curves, "title")
+    assert re.search(r"^quality 30 +24\.000 +0\.1000 +20 +0\.2000$", text, re.MULTILINE)
+    assert re.search(r"^quality 99 +36\.100 +0\.9000 +- +-$", text, re.MULTILINE)
+
+
+def test_a_learned_codec_beside_the_published_curve_of_the_same_network(tmp_path):
+    """All that follows from a measurement, where CompressAI's weights are at hand."""
+    pytest.importorskip("bjontegaard")
+    pytest.importorskip("matplotlib")
+    codec = learned.other("compressai-mbt2018-mean")
+    points = {f"quality {q}": (0.1 * q, 26 + 2.0 * q) for q in range(1, 7)}
+    record = {"codec": codec.key, "label": codec.label, "rows": rows_of(points)}
+    kodak.write_results([record], tmp_path, "name", 1, published=True)
+    summary = measure.read_rows(tmp_path / "summary.json")
+    labels = [summary["labels"][key] for key in (codec.key, "mbt2018-mean")]
+    assert labels == [codec.label, "Mean-scale hyperprior (2018)"]
+    assert summary["bd_rate_psnr"][codec.key] != summary["bd_rate_psnr"]["mbt2018-mean"]
+    told = (tmp_path / "report.txt").read_text()
+    assert all(re.search("^" + re.escape(label) + "  ", told, re.MULTILINE) for label in labels)
+    assert Image.open(tmp_path / "rd.png").width > 1000
 
 
 def test_the_plot_is_drawn(tmp_path):
@@ -202,7 +276,7 @@ def test_other_bytes_under_the_right_names_are_refused(tmp_path):
 
 
 def test_the_key_changes_with_everything_that_matters():
-    codec = classical.classical("webp")
+    codec = learned.other("webp")
     changed = [
         (dataclasses.replace(codec, settings="method 4"), 50, "f" * 64),
         (dataclasses.replace(codec, library=lambda: "another version"), 50, "f" * 64),
@@ -217,7 +291,7 @@ def test_the_key_changes_with_everything_that_matters():
 
 def test_a_second_run_reuses_what_the_first_measured(photo, tmp_path):
     images = kodak_set.find_images(photo, any_images=True)
-    codec = dataclasses.replace(classical.classical("jpeg420"), points=(20, 60))
+    codec = dataclasses.replace(learned.other("jpeg420"), points=(20, 60))
     first, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=False)
     assert reused == 0 and [row["point"] for row in first["rows"]] == ["quality 20", "quality 60"]
     assert first["rows"][0]["bytes"] == len(classical.jpeg420(Image.open(photo / "one.png"), 20))
@@ -227,6 +301,32 @@ def test_a_second_run_reuses_what_the_first_measured(photo, tmp_path):
     assert reused == 1 and len(more["rows"]) == 2
     _, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=True)
     assert reused == 0
+
+
+def test_another_codec_goes_on_where_it_was_interrupted(photo, tmp_path, monkeypatch):
+    for name, colour in (("two", "red"), ("three", "blue")):
+        Image.new("RGB", (16, 16), colour).save(photo / f"{name}.png")
+    images = kodak_set.find_images(photo, any_images=True)
+    assert [path.stem for path in images] == ["one", "three", "two"]
+    codec = dataclasses.replace(learned.other("jpeg420"), points=(20, 60))
+    seen, real = [], measure.measure_classical
+
+    def measured(job, key):
+        seen.append(job[0].stem)
+        if job[0].stem == interrupted_at:
+            raise KeyboardInterrupt
+        return real(job, key)
+
+    monkeypatch.setattr(measure, "measure_classical", measured)
+    interrupted_at = "two"
+    with pytest.raises(KeyboardInterrupt):
+        measure.run_classical(codec, images, tmp_path, 1, fresh=False)
+    kept = measure.read_rows(tmp_path / "jpeg420.json")
+    interrupted_at = ""
+    record, reused = measure.run_classical(codec, images, tmp_path, 1, fresh=False)
+    assert seen == ["one", "three", "two", "two"] and reused == len(kept["rows"]) == 4
+    assert record["rows"][:4] == kept["rows"] and len(record["rows"]) == 6
+    assert measure.read_rows(tmp_path / "jpeg420.json") == record
 
 
 def test_a_measurement_of_ours_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
@@ -270,7 +370,7 @@ def test_a_measurement_of_ours_goes_on_where_it_was_interrupted(tmp_path, monkey
 
 @pytest.mark.parametrize("key", classical.CLASSICAL_KEYS)
 def test_every_codec_gives_back_the_picture(photo, key):
-    codec = classical.classical(key)
+    codec = learned.other(key)
     if key == "jpegxl":
         pytest.importorskip("imagecodecs")
     image = measure.read_rgb(photo / "one.png")
@@ -315,18 +415,72 @@ def test_complexity_counts_every_multiplication():
 
 
 def test_speed_measures_stages_and_throughput(photo, tiny_folder):
-    image = speed.picture(photo, 150, 70)
+    paths = (photo / "one.png",)
+    image = speed.picture(paths, 150, 70)
     assert image.size == (150, 70)
     left, right = image.crop((0, 0, 64, 48)), image.crop((64, 0, 128, 48))
     assert left == measure.read_rgb(photo / "one.png") and right == ImageOps.mirror(left)
     results = []
     for codec in (speed.OURS, "WebP, method 4", "JPEG"):
-        (row,) = speed.measure(speed.Task(codec, 150, 70, photo, 1, "cpu", str(tiny_folder)))
+        (row,) = speed.measure(speed.Task(codec, 150, 70, paths, 1, "cpu", str(tiny_folder)))
         assert row["bytes"] > 100 and row["encode"] > 0 < row["decode"]
         results.append({"codec": codec, "width": 150, "height": 70} | speed.medians([row, row]))
     ours = results[0]
     assert ours["encode network"] + ours["encode coder"] <= ours["encode"]
     assert ours["decode network"] + ours["decode coder"] <= ours["decode"]
     assert len(speed.table(results).splitlines()) == 2 + 3
-    rows = speed.batch(speed.Task(speed.OURS, 64, 64, photo, 1, "cpu", str(tiny_folder)))
+    rows = speed.batch(speed.Task(speed.OURS, 64, 64, paths, 1, "cpu", str(tiny_folder)))
     assert [row["jobs"] for row in rows] == [1, max(2, speed.cores())]
+
+
+def test_processes_of_other_codecs_do_without_torch(photo):
+    program = """
+import pathlib, sys
+import speed
+(row,) = speed.measure(speed.Task("JPEG", 150, 70, (pathlib.Path(sys.argv[1]),), 1, "cpu", None))
+print("torch" in sys.modules, row["peak_mib"] > 1)
+"""
+    path = os.pathsep.join((str(BENCHMARKS), str(BENCHMARKS.parent / "codec")))
+    command = [sys.executable, "-c", program, str(photo / "one.png")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout == "False True\n", done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ru_maxrss begins at the parent's peak")
+def test_peak_memory_is_that_of_the_command_alone():
+    ballast = np.ones(50_000_000)  # 381 MiB
+    seconds, gib = large.run(["models"])
+    assert ballast.nbytes > 0.3 * 2**30 and seconds > 0 and 0.001 < gib < 0.2
+
+
+def test_a_command_that_fails_is_no_measurement(tmp_path, capfd):
+    with pytest.raises(SystemExit, match="decode failed with exit code"):
+        large.run(["decode", str(tmp_path / "none.hvci")])
+    assert "none.hvci" in capfd.readouterr().err
+
+
+def test_large_keeps_the_rows_of_other_sides_and_models():
+    old = [{"side": 2000}, {"side": 5000, "fingerprint": "aa"}, {"side": 2000, "fingerprint": "aa", "psnr": 1}]
+    new = {"side": 2000, "fingerprint": "aa", "psnr": 2}
+    assert large.merged(old, new) == [{"side": 2000}, new, {"side": 5000, "fingerprint": "aa"}]
+    committed = measure.read_rows(BENCHMARKS / "results" / "large.json")
+    added = large.merged(committed, new)
+    assert len(added) == len(committed) + 1 and [row["side"] for row in added] == sorted(row["side"] for row in added)
+
+
+def test_interrupted_fuzzing_leaves_the_kept_result_alone(tmp_path, monkeypatch, capsys):
+    def interrupted(job):
+        report = fuzz.Report(3, {"none": {"container": 2}})
+        report.found(2, "what was found", b"x")
+        report.write(job.folder)
+        return True, "interrupted"
+
+    monkeypatch.setattr(fuzz, "run_job", interrupted)
+    out = tmp_path / "fuzz.json"
+    out.write_text("{}")
+    arguments = ["--parser", "9", "--decoder", "9", "--findings", str(tmp_path / "findings"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *arguments])
+    assert fuzz.main() == 130 and out.read_text() == "{}"
+    said = capsys.readouterr().out
+    assert "parser: 3 inputs" in said and "FOUND, input 2: what was found" in said and "decoder" not in said
+    assert (tmp_path / "findings" / "parser" / "parser-2.hvci").read_bytes() == b"x"

@@ -159,6 +159,21 @@ def test_full_disks_are_told(faults):
     assert all(row["after"] == row["before"] and row["left"] == 0 for row in rows)
 
 
+def test_the_small_disk_is_mounted_for_its_process_alone(tmp_path):
+    program = """
+import os, pathlib, signal, sys
+import faults
+with faults._small_disk(pathlib.Path(sys.argv[1])) as disk:
+    print(disk is not None and os.path.ismount(disk), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = python(program, str(tmp_path))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if done.stdout == "False\n":
+        pytest.skip("this user may not mount anything")
+    assert not os.path.ismount(tmp_path / "disk")
+
+
 def in_own_mounts(*setup: str) -> list[str]:
     """A command that runs another one where these mounts are in force, and nowhere else; skips where it may not."""
     script = " && ".join([*setup, 'exec "$@"'])
