@@ -45,7 +45,19 @@ def man_page() -> str:
     data = {"project_name": "hvcompress", "version": __version__, "prog": "hvcompress", "manual_section": "1"}
     data["manual_title"] = "User Commands"
     # Without the day on which it was made: the same program has the same page.
-    return re.sub(r'"\d{4}\\?-\d\d\\?-\d\d" ', '"" ', str(Manpage(parser, _data=data)), count=1)
+    page = re.sub(r'"\d{4}\\?-\d\d\\?-\d\d" ', '"" ', str(Manpage(parser, _data=data)), count=1)
+    return page.rstrip("\n") + "\n" + notes(parser)
+
+
+def notes(parser: argparse.ArgumentParser) -> str:
+    """What follows the options in a command's help, line by line: the keys of its JSON, and an example."""
+    lines = [".SH", "NOTES AND EXAMPLES"]
+    for name, command in subparsers(parser).items():
+        lines += [".SS", rf"\fBhvcompress {name}\fR", ".nf"]
+        # A full stop or a quote at the start of a line, and a backslash anywhere, would be orders to the formatter.
+        lines += [r"\&" + line.replace("\\", r"\e").replace("-", r"\-") for line in command.epilog.splitlines()]
+        lines += [".fi"]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +57,14 @@ def test_segments_and_bands_partition_the_rows(height, width, monkeypatch):
         found = plan.bands(height, width, 8, (first, min(first + 5, height)))
         assert found[0][0] <= first and min(first + 5, height) <= found[-1][1]
         assert found[-1][1] - found[0][0] <= 5 + 2 * max(1, (1 << 12) // width)
+
+
+@pytest.mark.parametrize("height", [257, 300, 321])
+def test_segments_that_lie_in_the_padding_are_coded(tiny, tall, small_bands, monkeypatch, height):
+    """They make no pixel, but are a part of what the encoder's hash is of."""
+    monkeypatch.setattr(plan, "SEGMENT", 17)  # a row of a layer each
+    encoded = tiny.encode(Picture(tall[:height]), 60)
+    assert np.array_equal(tiny.decode(encoded.data).pixels, encoded.picture.pixels)
 
 
 def test_a_picture_of_ordinary_size_is_one_segment():
@@ -291,19 +302,66 @@ def test_a_tiny_file_cannot_ask_for_huge_memory(tiny, tall, monkeypatch):
 
 
 def test_more_memory_is_needed_for_more_pixels():
-    sizes = [(64, 64), (4000, 3000), (20000, 20000)]
-    for width, height in sizes:
-        with pytest.raises(LimitError):
-            plan.check_memory(width, height, 100 * width * height // 16)
-    plan.check_memory(20000, 20000, 6_000_000_000)
+    need = plan.needed_memory
+    for width, height in [(64, 64), (4000, 3000), (20000, 20000)]:
+        assert need(width, height) > 100 * width * height // 16
+    assert need(20000, 20000) <= 6_000_000_000 < need(20000, 20000, bits=16)
     for width, height in ((1, 65535), (65535, 1)):  # the network sees 64 columns or rows
-        with pytest.raises(LimitError):
-            plan.check_memory(width, height, 100 * 64 * 65536)
-    plan.check_memory(20000, 20000, 3 << 30, rows=1000)
+        assert need(width, height) > 100 * 64 * 65536
+    assert 1 << 30 < need(20000, 20000, rows=1) <= need(20000, 20000, rows=1000) <= 3 << 30  # one needs others
+    alpha = need(20000, 20000, rows=1, has_alpha=True) - need(20000, 20000, rows=1)
+    assert alpha == 2 * 20000**2  # which is unpacked as a whole
+
+
+def test_pictures_side_by_side_do_not_count_on_the_same_memory(monkeypatch):
+    """Of ten that need 3 units each, where there are 10, never more than three are coded at a time, and all are."""
+    monkeypatch.setattr(plan, "available", lambda: 10)
+    now, most, lock = 0, 0, threading.Lock()
+
+    def code(number: int) -> None:
+        nonlocal now, most
+        with plan.memory_for(8, 8, 3):
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.02)
+            with plan.memory_for(8, 8, 3):  # as an encoder decodes what it has made: it holds the memory already
+                time.sleep(0.01)
+            with lock:
+                now -= 1
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(code, range(10)))
+    assert most == 3 and not plan._held
+    with pytest.raises(LimitError), plan.memory_for(8, 8, 11):
+        pass
+    with pytest.raises(LimitError), plan.memory_for(8, 8, 3, limit=2):
+        pass
+    assert not plan._held
+
+
+def test_a_picture_is_not_refused_for_what_others_hold(monkeypatch):
+    """While it is read, others may have taken nearly all memory: they will give it back."""
+    free = [10]
+    monkeypatch.setattr(plan, "available", lambda: free[0])
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with plan.memory_for(8, 8, 8):
+            free[0] = 2
+            held.set()
+            release.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    plan.check_memory(8, 8, 9)
     with pytest.raises(LimitError):
-        plan.check_memory(20000, 20000, 1 << 30, rows=1)  # even one row is computed with others
+        plan.check_memory(8, 8, 11)
+    release.set()
+    other.join()
     with pytest.raises(LimitError):
-        plan.check_memory(20000, 20000, 6_000_000_000, bits=16)
+        plan.check_memory(8, 8, 9)
 
 
 def test_progress_of_pictures_in_bands(tiny, tall, small_bands):

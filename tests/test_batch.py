@@ -84,6 +84,20 @@ def test_batches_are_what_single_calls_are(tiny_folder, pictures):
         assert np.array_equal(image, hvcompress.decode(data, model=tiny_folder))
 
 
+def test_parts_of_many_files(tiny_folder, pictures):
+    files = [hvcompress.encode(picture, 40, model=tiny_folder) for picture in pictures[:2]]
+    decoded = hvcompress.decode_batch(files, layers=4, crop=(3, 2, 9, 7), model=tiny_folder)
+    for image, data in zip(decoded, files, strict=True):
+        assert np.array_equal(image, hvcompress.decode(data, layers=4, crop=(3, 2, 9, 7), model=tiny_folder))
+
+
+@pytest.mark.parametrize("batch", [hvcompress.encode_batch, hvcompress.decode_batch])
+@pytest.mark.parametrize("one", ["photo.png", b"the bytes of one file"])
+def test_one_file_is_no_batch(batch, one):
+    with pytest.raises(UsageError, match="not a single one"):
+        batch(one)
+
+
 def test_a_bad_picture_of_a_batch(tiny_folder, pictures):
     files = hvcompress.encode_batch([pictures[0], b"no picture", pictures[1]], jobs=2, model=tiny_folder)
     assert next(files)

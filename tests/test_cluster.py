@@ -103,4 +103,4 @@ def test_refused(arguments, error, complaint, capsys):
 def test_without_ray_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cluster.main(["encode", "x.png"]) == UsageError.exit_code
-    assert "hvcompress[ray]" in capsys.readouterr().err
+    assert "pip install 'ray[data]" in capsys.readouterr().err

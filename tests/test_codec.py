@@ -9,10 +9,12 @@ import random
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageCms
 
 import hvcompress
 from hvcompress import codec as codec_module
@@ -217,6 +219,17 @@ def test_file_of_another_model(tiny, photo):
         codec_module.codec_for(other, "cpu")
 
 
+@pytest.mark.parametrize("blocks", [{"4": 1}, {"4": -1, "8": "x"}, None])
+def test_a_model_whose_sizes_make_no_sense_is_refused(tiny_folder, tmp_path, blocks):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["network"]["encoder_blocks"] = blocks  # of which the fingerprint knows nothing
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="sizes make no sense"):
+        codec_module.load_model(folder, device="cpu")
+
+
 def test_damaged_model_is_refused(tiny_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_folder, broken)
@@ -252,6 +265,22 @@ def test_failed_self_test_refuses_to_code(tiny_folder, tmp_path):
     (liar / "config.json").write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
     with pytest.raises(DeviceError):
         codec_module.load_model(liar, "cpu")
+
+
+def test_a_device_that_cannot_compute_is_tried_once(tiny_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    tries = []
+
+    def failing(self) -> str:
+        tries.append(self.device)
+        raise RuntimeError("no kernel image is available\nand more")
+
+    monkeypatch.setattr(codec_module.Codec, "self_test", failing)
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="no kernel image is available$"):
+            codec_module.load_model(folder, device="cpu")
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize("device", ["toaster", "mps", "cuda:99"])
@@ -324,8 +353,34 @@ def test_library_face(tiny_folder, photo, tmp_path):
     assert image.mode == "RGB" and image.size == (photo.shape[1], photo.shape[0])
     data = hvcompress.encode(path, model=tiny_folder, device="cpu", verify=False)
     assert container.read_info(data).quality == 60
+
+
+@pytest.mark.parametrize("beta", [[1, 1, 1, 1, 1, -1], ["1"] * 6, 2.0, "1,1,1,1,1,1", [1, 1], [None] * 6])
+def test_odd_betas_are_usage_errors(tiny_folder, photo, beta):
     with pytest.raises(UsageError):
-        hvcompress.encode(photo, beta=[1, 1, 1, 1, 1, -1], model=tiny_folder)
+        hvcompress.encode(photo, beta=beta, model=tiny_folder)
+
+
+def test_a_memory_limit_holds_for_the_library(tiny_folder, photo):
+    with pytest.raises(LimitError):
+        hvcompress.encode(photo, memory_limit=1000, model=tiny_folder)
+    data = hvcompress.encode(photo, memory_limit=1 << 40, model=tiny_folder)
+    for decode in (hvcompress.decode, hvcompress.decode_array):
+        with pytest.raises(LimitError):
+            decode(data, memory_limit=1000, model=tiny_folder)
+        decode(data, memory_limit=1 << 40, model=tiny_folder)
+
+
+def test_metadata_can_be_left_out(tiny_folder, photo):
+    image = Image.fromarray(photo)
+    exif = image.getexif()
+    exif[0x010F] = "maker"
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.info["exif"] = exif.tobytes()
+    for strip, strip_icc in product((False, True), repeat=2):
+        data = hvcompress.encode(image, strip=strip, strip_icc=strip_icc, model=tiny_folder)
+        info = container.read_info(data)
+        assert (info.exif, info.icc) == (not strip, not strip_icc)
 
 
 @pytest.mark.cuda

@@ -23,7 +23,7 @@ import hvcompress
 from hvcompress import batch, forking
 from hvcompress import codec as codec_module
 from hvcompress.cli import main
-from hvcompress.errors import DeviceError, FormatError, HvcompressError, InputError
+from hvcompress.errors import DeviceError, FormatError, HvcompressError, HvcompressWarning, InputError
 from hvcompress.image_io import read_picture
 
 TESTS = Path(__file__).resolve().parent
@@ -354,7 +354,7 @@ def test_a_fork_after_cuda_is_told(tiny_folder, tmp_path, photo, monkeypatch, ca
         with pytest.raises(DeviceError, match="forked.*spawn"):
             codec_module.pick_device(device)
     assert codec_module.pick_device("cpu").type == "cpu"
-    with pytest.warns(RuntimeWarning, match="forked.*using the CPU"):
+    with pytest.warns(HvcompressWarning, match="forked.*using the CPU"):
         assert hvcompress.load_model(tiny_folder).device.type == "cpu"
     Image.fromarray(photo).save(tmp_path / "a.png")
     assert main(["encode", str(tmp_path / "a.png"), "--model", str(tiny_folder), "--device", "cuda"]) == 10

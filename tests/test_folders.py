@@ -185,6 +185,8 @@ def test_previews_and_parts_cannot_be_told_from_whole_pictures(options, tree, co
 def test_up_to_date_decodings(tree, codec, capsys):
     assert encode("--quiet") == 0
     decode = ["decode", "out", "-r", "--output-dir", "back", "-u"]
+    for option in (["--bit-depth", "16"], ["--strip"], ["--strip-icc"]):
+        assert main([*decode, *option]) == UsageError.exit_code
     assert main([*decode, "--quiet"]) == 0
     os.utime("back/a.png", ns=(0, 0))
     assert main([*decode, "-f"]) == 0

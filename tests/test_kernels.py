@@ -147,6 +147,17 @@ for part, wanted in zip(parts, expected):
 """
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("unfolded", [1, 5000, 1 << 24])
+def test_plain_sums_in_bands_are_those_of_the_whole(kernel, unfolded, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-(1 << 15), 1 << 15, (2, 7, 11, 9), generator=generator).to(torch.int16)
+    mantissa = torch.randint(-127, 128, (5, 7, kernel, kernel), generator=generator).to(torch.int8)
+    monkeypatch.setattr(int8, "UNFOLDED", unfolded)
+    expected = F.conv2d(x.double(), mantissa.double(), padding=kernel // 2)
+    assert torch.equal(int8.plain_sums(x, mantissa), expected.to(torch.int32))
+
+
 def run_tiles(device, **environment):
     program = f"DEVICE, SHAPES = {device!r}, {SHAPES[1:]!r}\n{TILES}"
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | environment)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from hvcompress import memory
+
 PROGRAM = """
 import resource, sys
 from hvcompress.memory import use_memory_again
@@ -31,6 +33,16 @@ def test_freed_memory_is_used_again():
         return int(run.stdout)
 
     assert 10 * faults("keep") < faults("leave")
+
+
+def test_files_in_the_cache_of_a_container_are_free_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4500\n")
+    (tmp_path / "memory.stat").write_text("anon 1500\nfile 3000\nactive_file 1000\ninactive_file 1900\n")
+    assert memory.available() == 500 + 2900
+    (tmp_path / "memory.max").write_text("max\n")  # no limit
+    assert memory.available() != 500 + 2900
 
 
 def test_a_program_looks_for_garbage_rarely_and_a_library_leaves_that_alone():

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hvcompress.cli import main
 from hvcompress.container import EXIF, ICC, XMP, pack, parse, read_info
-from hvcompress.errors import FormatError, InputError
+from hvcompress.errors import FormatError, HvcompressWarning, InputError
 from hvcompress.image_io import Picture
 from hvcompress.metadata import (
     MAX_BYTES,
@@ -237,6 +238,14 @@ def test_a_writer_that_left_the_orientation_does_not_turn_the_picture():
     assert read(exif)[ORIENTATION] == 1 and b'tiff:Orientation="1"' in xmp
 
 
+def test_the_command_line_tells_what_is_not_kept(tiny_folder, tmp_path, capsys):
+    image = Image.new("RGB", (20, 10), "red")
+    image.save(tmp_path / "a.png", exif=exif_data().ljust(MAX_BYTES + 1, b"x"))
+    assert main(["encode", str(tmp_path / "a.png"), "--model", str(tiny_folder)]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("hvcompress: EXIF data of") and told.count("\n") == 1
+
+
 def test_damaged_chunks_are_as_good_as_none():
     whole = pack_metadata(exif_data(), XMP_PACKET)
     for bad in (b"", b"rubbish", whole[EXIF][:-1], whole[EXIF][:10]):
@@ -247,9 +256,9 @@ def test_damaged_chunks_are_as_good_as_none():
 def test_what_is_too_long_is_not_kept():
     exif = exif_data()
     assert clean_exif(exif.ljust(MAX_BYTES, b"x")) is not None
-    with pytest.warns(UserWarning, match="EXIF data of 4,194,305 bytes are not kept"):
+    with pytest.warns(HvcompressWarning, match="EXIF data of 4,194,305 bytes are not kept"):
         assert clean_exif(exif.ljust(MAX_BYTES + 1, b"x")) is None
-    with pytest.warns(UserWarning, match="XMP"):
+    with pytest.warns(HvcompressWarning, match="XMP"):
         assert pack_metadata(exif, b"x" * (MAX_BYTES + 1)).keys() == {EXIF}
     longest = b"x" * MAX_BYTES
     assert unpack_metadata(pack_metadata(None, longest)) == (None, longest)

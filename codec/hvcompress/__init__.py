@@ -22,6 +22,7 @@ from .errors import (
     DeviceError,
     FormatError,
     HvcompressError,
+    HvcompressWarning,
     InputError,
     LimitError,
     MismatchError,
@@ -47,6 +48,7 @@ __all__ = [
     "FileInfo",
     "FormatError",
     "HvcompressError",
+    "HvcompressWarning",
     "InputError",
     "LimitError",
     "MismatchError",
@@ -78,9 +80,12 @@ def encode(
     beta: Sequence[float] | None = None,
     allocation: str | None = None,
     effort: int = 1,
+    strip: bool = False,
+    strip_icc: bool = False,
     model: str | os.PathLike | None = None,
     device: str = "auto",
     verify: bool = True,
+    memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Compress an image to the bytes of an .hvci file.
@@ -93,37 +98,39 @@ def encode(
     lmbda: instead of a quality, 0.001 to 0.25: the one that minimises about bits per pixel + lmbda * MSE, the squared
         error on the 0..255 scale.
     strict: never more than bpp or size, never less than psnr.
-    beta: rate weight per layer, coarse to fine; above 1 gives a layer fewer bits. None weighs all alike.
+    beta: rate weight per layer, coarse to fine, each 0.11 to 9; above 1 gives a layer fewer bits. None is 1.
     allocation: betas by name instead, for any model: "hyperprior" (more bits for the coarse layers), "balanced" (all
         alike) or "detail" (more for the fine ones).
     effort: 1 (a fraction of a second per picture) to 9 (many minutes, and more for large pictures). Files get better
         for their size, and decode as fast. Above 1 the symbols are searched for longer, from 4 on the encoder is also
         fitted to the picture, from 6 on the best of several files is taken.
+    strip: leave out EXIF and XMP. strip_icc: leave out the profile, so that colours are taken for sRGB.
     model: name or folder of a model; None is the one that ships with the package.
     device: "auto", "cpu", "cuda" or "cuda:N".
     verify: decode the result and compare it with what was meant (costs about one decoding). Done in any case from
         effort 4 on.
-    progress: from effort 4 on, called with the encodings and steps of fitting done, from 0, and how many there are; in
-        a search with the encodings made, and about how many there will be.
+    memory_limit: in bytes; a picture that needs more is refused. None is what the machine has to spare.
+    progress: called with the steps done, from 0, and how many there are: from effort 4 on steps of fitting and
+        encodings, in a search encodings (about how many there will be), else bands of rows of a large picture.
 
     Raises subclasses of HvcompressError: InputError, LimitError, UsageError, TargetError, ModelError, DeviceError,
     MismatchError.
     """
     from .allocation import allocation_offsets
     from .codec import load_model as load
-    from .image_io import read_picture
-    from .quality import offset_of
+    from .image_io import read_picture, stripped
+    from .quality import offsets_of
     from .targets import Target, encode_to, rate_of
 
     rate = rate_of(quality, bpp, size, psnr, lmbda, strict)
     if beta is not None and allocation is not None:
         raise UsageError("beta and allocation both set the betas; give one of them")
-    picture = read_picture(image)
-    offsets = None if beta is None else [offset_of(value) for value in beta]
+    offsets = None if beta is None else offsets_of(beta)
+    picture = stripped(read_picture(image, memory_limit=memory_limit), strip, strip_icc)
     codec = load(model, device)
     if allocation is not None:
         offsets = allocation_offsets(allocation, codec.strides)
-    options = {"effort": effort, "verify": verify, "progress": progress}
+    options = {"effort": effort, "verify": verify, "memory_limit": memory_limit, "progress": progress}
     if isinstance(rate, Target):
         return encode_to(codec, picture, rate, offsets, **options).data
     return codec.encode(picture, rate, offsets, **options).data
@@ -137,6 +144,8 @@ def decode(
     partial: bool = False,
     model: str | os.PathLike | None = None,
     device: str = "auto",
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PIL.Image.Image:
     """Decompress the bytes of an .hvci file to a PIL image of mode L, LA, RGB or RGBA.
 
@@ -145,6 +154,8 @@ def decode(
         latents are not checked.
     partial: take a file that is cut off at its end as well, for the layers that are whole (`layers` at most): never the
         finest, nor alpha and profile, which come last. Damage is then not noticed. Of a complete file nothing changes.
+    model, device, memory_limit: as `encode` has them; None is the model that the file names.
+    progress: of a large picture, called with the bands of rows done, from 0, and how many there are.
 
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
     MismatchError, UsageError.
@@ -153,7 +164,8 @@ def decode(
     from .image_io import to_pil
 
     data = file_bytes(data)
-    return to_pil(codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial))
+    options = {"partial": partial, "memory_limit": memory_limit, "progress": progress}
+    return to_pil(codec_for(data, device, model, partial=partial).decode(data, layers, crop, **options))
 
 
 def decode_array(
@@ -165,6 +177,8 @@ def decode_array(
     partial: bool = False,
     model: str | os.PathLike | None = None,
     device: str = "auto",
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """`decode` to an array: (H, W) of a gray picture, (H, W, 3) of any other, one plane more where there is alpha.
 
@@ -175,8 +189,8 @@ def decode_array(
     from .image_io import samples
 
     data = file_bytes(data)
-    picture = codec_for(data, device, model, partial=partial).decode(data, layers, crop, partial=partial, bits=bits)
-    return samples(picture)
+    options = {"partial": partial, "bits": bits, "memory_limit": memory_limit, "progress": progress}
+    return samples(codec_for(data, device, model, partial=partial).decode(data, layers, crop, **options))
 
 
 def encode_batch(
@@ -192,39 +206,58 @@ def encode_batch(
     beta: Sequence[float] | None = None,
     allocation: str | None = None,
     effort: int = 1,
+    strip: bool = False,
+    strip_icc: bool = False,
     model: str | os.PathLike | None = None,
     device: str = "auto",
     verify: bool = True,
+    memory_limit: int | None = None,
 ) -> Iterator[bytes]:
     """`encode` of many images, several at a time; yields the bytes of each in the order of the images.
 
-    A target of bpp, size or psnr is that of each image.
+    A target of bpp, size or psnr is that of each image, as is the memory limit.
 
     images: taken as they are needed, a few ahead. jobs: how many at a time; None is one per core. While the iterator
     is running torch's number of threads, a setting of the whole process, is shared out between them.
 
     Raises what `encode` raises, when it is the turn of the image concerned.
     """
-    from functools import partial
+    import functools
 
     from .batch import check_jobs, results
 
     options = {"quality": quality, "bpp": bpp, "size": size, "psnr": psnr, "lmbda": lmbda, "strict": strict}
-    options |= {"beta": beta, "allocation": allocation, "effort": effort, "verify": verify}
-    options |= {"model": model, "device": device}
-    return results(partial(encode, **options), images, check_jobs(jobs))
+    options |= {"beta": beta, "allocation": allocation, "effort": effort, "strip": strip, "strip_icc": strip_icc}
+    options |= {"model": model, "device": device, "verify": verify, "memory_limit": memory_limit}
+    return results(functools.partial(encode, **options), _several(images), check_jobs(jobs))
 
 
 def decode_batch(
-    files: Iterable[bytes], *, jobs: int | None = None, model: str | os.PathLike | None = None, device: str = "auto"
+    files: Iterable[bytes],
+    *,
+    jobs: int | None = None,
+    layers: int | None = None,
+    crop: Sequence[int] | None = None,
+    partial: bool = False,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    memory_limit: int | None = None,
 ) -> Iterator[PIL.Image.Image]:
     """`decode` of many files, several at a time, in order; otherwise as `encode_batch`."""
-    from functools import partial
+    import functools
 
     from .batch import check_jobs, results
 
-    work = partial(decode, model=model, device=device)
-    return results(work, files, check_jobs(jobs))
+    options = {"layers": layers, "crop": crop, "partial": partial}
+    options |= {"model": model, "device": device, "memory_limit": memory_limit}
+    return results(functools.partial(decode, **options), _several(files), check_jobs(jobs))
+
+
+def _several(items: Iterable) -> Iterable:
+    """Raises UsageError for a single path or file, which Python would take for many letters or numbers."""
+    if isinstance(items, (str, bytes, bytearray, memoryview)):
+        raise UsageError("a batch is a list of images or files, not a single one")
+    return items
 
 
 def latents(

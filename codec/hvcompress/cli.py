@@ -25,9 +25,18 @@ from typing import TYPE_CHECKING, TextIO
 from . import __version__
 from .allocation import ALLOCATIONS
 from .batch import cores
-from .console import complain, debugging, exit_codes, flush_standard_output, say, shown, stopped_in_good_order
+from .console import (
+    complain,
+    debugging,
+    exit_codes,
+    flush_standard_output,
+    say,
+    say_warning,
+    shown,
+    stopped_in_good_order,
+)
 from .container import MAGIC, FileInfo, read_info
-from .errors import DeviceError, HvcompressError, ModelError, OutputError, UsageError
+from .errors import DeviceError, HvcompressError, HvcompressWarning, ModelError, OutputError, UsageError
 from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, jobs_for, read_compressed, same_file, write
 from .memory import collect_rarely, use_memory_again
 from .quality import LEVELS, beta_of, offset_of, quality_of
@@ -49,14 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):  # None, or replaced by something simpler
             stream.reconfigure(errors="backslashreplace")
     if not debugging():
-        # What Pillow has to remark on a picture is either an error, then we say it, or of no concern to a user.
+        # What libraries have to remark on a picture is either an error, then we say it, or of no concern to a user.
         warnings.simplefilter("ignore")
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("always", category=HvcompressWarning)
+        warnings.showwarning = say_warning
     if argv is None:  # this process is ours
         collect_rarely()
     try:
         arguments = sys.argv[1:] if argv is None else argv
-        args = make_parser().parse_args(arguments or ["--help"])
+        args = parse(arguments or ["--help"])
         with stopped_in_good_order():
             code = args.run(args)
             flush_standard_output()
@@ -83,10 +94,19 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Raises UsageError. What a command does not know is told with that command's name, not with the program's."""
+    args, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(map(shown, unknown))} (see {args.prog} --help)")
+    return args
+
+
 def make_parser() -> argparse.ArgumentParser:
     lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
     lines += ["exit codes (of several files that fail, the first decides):"]
     lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
+    lines += ["", "environment: HVCOMPRESS_MODELS, a folder of further models; HVCOMPRESS_DEBUG=1"]
     parser = _Parser(
         prog="hvcompress",
         description="A learned lossy image codec. Its .hvci files decode alike on every machine.",
@@ -98,7 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str) -> _Parser:
         description = summary[0].upper() + summary[1:] + "."
         made = commands.add_parser(name, help=summary, description=description, epilog=epilog)
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, prog=made.prog)
         return made
 
     def quality_argument(made: argparse._ActionsContainer) -> None:
@@ -108,7 +128,10 @@ def make_parser() -> argparse.ArgumentParser:
     def beta_arguments(made: _Parser) -> None:
         betas = made.add_mutually_exclusive_group()
         betas.add_argument(
-            "--beta", type=_betas, metavar="B1,B2,...", help="rate weight per layer, coarse to fine; > 1: fewer bits"
+            "--beta",
+            type=_betas,
+            metavar="B1,B2,...",
+            help="rate weight per layer, coarse to fine; > 1: fewer bits",
         )
         betas.add_argument(
             "--allocation",
@@ -126,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
             "-u",
             "--update",
             action="store_true",
-            help="leave outputs that are there, newer, as asked for",
+            help="skip outputs that are up to date",
         )
         made.add_argument("--summary", metavar="FILE", help="write a table of what came of each file, .csv or .json")
 
@@ -147,7 +170,11 @@ def make_parser() -> argparse.ArgumentParser:
     rate.add_argument("--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)")
     rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead: PSNR of the RGB picture")
     rate.add_argument(
-        "--lambda", type=_lambda, dest="lmbda", metavar="X", help="instead: least bpp + X * MSE; 0.001 to 0.25"
+        "--lambda",
+        type=_lambda,
+        dest="lmbda",
+        metavar="X",
+        help="instead: the quality of least bpp + X * MSE, 0.001 to 0.25",
     )
     encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
     beta_arguments(encode)
@@ -213,7 +240,7 @@ def make_parser() -> argparse.ArgumentParser:
             "--memory-limit",
             type=_bytes,
             metavar="SIZE",
-            help="refuse larger needs, e.g. 6G (default: what is free)",
+            help="refuse larger needs, as 500M or 6G, k being 1024 (default: what is free)",
         )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -279,8 +306,8 @@ def _lambda(text: str) -> float:
 
 def _size(text: str) -> int:
     """Bytes, in units of 1000, as file sizes mostly are; those of memory (`_bytes`) are of 1024."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)([kKMG]?)B?", text, re.ASCII)
-    size = found and int(Decimal(found[1]) * 1000 ** " KMG".index(found[2].upper() or " "))
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)([KMG]?)B?", text.upper(), re.ASCII)
+    size = found and int(Decimal(found[1]) * 1000 ** " KMG".index(found[2] or " "))
     if not size:
         raise argparse.ArgumentTypeError(f"must be a size as in 40000, 40k or 1.5M, not {text!r}")
     return size
@@ -311,10 +338,10 @@ def _crop(text: str) -> tuple[int, ...]:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([kMGT]?)i?B?", text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([KMGT]?)I?B?", text.upper(), re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"must be a size as in 6G or 500M, not {text!r}")
-    return int(float(found[1]) * 1024 ** " kMGT".index(found[2] or " "))
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def _jobs(text: str) -> int:
@@ -401,6 +428,8 @@ def decoding_of(args: argparse.Namespace) -> Task:
             check_deep_suffix(suffix)
     if args.update and (args.layers, args.crop, args.partial) != (None, None, False):
         raise UsageError("-u cannot tell a preview or a part from a whole picture")
+    if args.update and (args.bit_depth, args.strip, args.strip_icc) != (8, False, False):
+        raise UsageError("-u cannot tell how an image was written: it goes with neither --bit-depth nor --strip")
     jobs = jobs_for(_inputs(args, (".hvci",)), suffix or ".png")
     options = Decoding(
         suffix=suffix,

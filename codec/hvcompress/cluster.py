@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 
-from .cli import Task, encoding_of, make_parser
-from .console import complain, debugging, stopped_in_good_order
+from .cli import Task, encoding_of, parse
+from .console import complain, debugging, stopped_in_good_order, told
 from .errors import HvcompressError, UsageError
 from .jobs import STANDARD, Job
 from .memory import use_memory_again
@@ -59,7 +59,9 @@ class Worker:
         try:
             outcome = self._work(options, job)
         except Exception as error:
-            outcome = Outcome(job.source, job.output, FAILED, error=str(error), exit_code=complain(error, job.name))
+            code, text = told(error)
+            complain(error, job.name)
+            outcome = Outcome(job.source, job.output, FAILED, error=text, exit_code=code)
         return {"number": row["number"], "outcome": json.dumps(asdict(outcome))}
 
 
@@ -134,7 +136,7 @@ def _for_all_machines(options: object, device: str) -> object:
 
 def run(arguments: list[str], address: str | None, workers: int | None, cpus: int) -> int:
     """Do what a command line asks for, on the cluster; returns the exit code. Raises HvcompressError."""
-    args = make_parser().parse_args(arguments)
+    args = parse(arguments)
     if not hasattr(args, "task_of"):
         raise UsageError("only encode and decode run on a cluster")
     if any(name == STANDARD for name in (*args.input, args.output)):
@@ -148,7 +150,7 @@ def run(arguments: list[str], address: str | None, workers: int | None, cpus: in
         import ray
         import ray.data
     except ImportError as error:
-        raise UsageError("this needs Ray Data: pip install 'hvcompress[ray]'") from error
+        raise UsageError("this needs Ray Data: pip install 'ray[data]>=2.40,<2.64'") from error
     try:
         ray.init(
             address=address or "local",

@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +22,18 @@ from torch import Tensor
 from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
-from .effort import fitted_encoders, level_of
+from .effort import Level, fitted_encoders, level_of
 from .entropy import LayerCoder, path_of
-from .errors import DeviceError, FormatError, MismatchError, ModelError, UsageError, verification
+from .errors import (
+    DeviceError,
+    FormatError,
+    HvcompressWarning,
+    LimitError,
+    MismatchError,
+    ModelError,
+    UsageError,
+    verification,
+)
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
 from .machine import TRAINED_BITS
@@ -176,12 +186,23 @@ class Codec:
         """
         offsets, quality = self._check(quality, offsets), int(quality)
         level = level_of(effort)
-        state_bits = level.state_bits
         height, width = picture.pixels.shape[:2]
         container.check_size(width, height)
-        plan.check_memory(width, height, memory_limit)
-        if level.steps == 0:
-            return self._encode_with(self._encoder, picture, quality, offsets, state_bits, verify, progress)
+        with self._memory(width, height, plan.needed_memory(width, height), memory_limit):
+            if level.steps == 0:
+                encoder, state_bits = self._encoder, level.state_bits
+                return self._encode_with(encoder, picture, quality, offsets, state_bits, verify, progress)
+            return self._encode_fitted(picture, quality, offsets, level, progress)
+
+    def _encode_fitted(
+        self,
+        picture: Picture,
+        quality: int,
+        offsets: tuple[int, ...],
+        level: Level,
+        progress: Callable[[int, int], None] | None,
+    ) -> Encoded:
+        """The best of the files that the model's own encoder makes and those that are fitted to the picture."""
         done, total = 0, level.steps + 1 + level.files
 
         def tell(more: int = 0) -> None:
@@ -191,7 +212,7 @@ class Codec:
                 progress(done, total)
 
         def encoded(encoder: Encoder) -> Encoded:
-            made = self._encode_with(encoder, picture, quality, offsets, state_bits, True, lambda *_: tell())
+            made = self._encode_with(encoder, picture, quality, offsets, level.state_bits, True, lambda *_: tell())
             tell(1)
             return made
 
@@ -381,20 +402,39 @@ class Codec:
             raise UsageError(f"pixels have 8 or 16 bits per sample, not {bits!r}")
         parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
+        self._check_header(header)
         left, top, width, height = _checked_crop(crop, header.width, header.height)
-        plan.check_memory(header.width, header.height, memory_limit, rows=height, bits=bits)
+        has_alpha = len(parsed.chunks.get(container.ALPHA, b"")) > 1  # a byte stands for a plane of equal values
+        needed = plan.needed_memory(header.width, header.height, rows=height, bits=bits, has_alpha=has_alpha)
+        with self._memory(header.width, header.height, needed, memory_limit):
+            picture, coder = self._decode(parsed, layers, (left, top, width, height), progress, bits)
+        return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
+
+    def _decode(
+        self,
+        parsed: Container,
+        layers: int | None,
+        crop: tuple[int, int, int, int],
+        progress: Callable[[int, int], None] | None,
+        bits: int,
+    ) -> tuple[Picture, float]:
+        """The picture, or the part of it, and the range coder's seconds."""
+        header, (left, top, width, height) = parsed.header, crop
         profile = unpack_icc(parsed.chunks)
         columns, rows = slice(left, left + width), (top, top + height)
+        whole = rows == (0, header.height)  # then all segments are decoded, also those that lie in the padding
         last = Rows(padded(header.height) // self.strides[-1])
         level = torch.tensor([header.quality], device=self.device)
         size = header.height, header.width
         painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns, bits)
-        _, coder = self._decode_latents(parsed, layers, rows=rows, progress=progress, last=last, grown=painter.advance)
+        _, coder = self._decode_latents(
+            parsed, layers, rows=None if whole else rows, progress=progress, last=last, grown=painter.advance
+        )
         alpha = None
         if container.ALPHA in parsed.chunks:
-            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)[slice(*rows), columns]
-        picture = Picture(painter.pixels, header.gray, alpha, profile, *unpack_metadata(parsed.chunks))
-        return picture, {"network": time.perf_counter() - began - coder, "coder": coder}
+            alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
+            alpha = alpha if alpha.shape == painter.pixels.shape[:2] else alpha[slice(*rows), columns].copy()
+        return Picture(painter.pixels, header.gray, alpha, profile, *unpack_metadata(parsed.chunks)), coder
 
     @torch.inference_mode()
     def latent_digest(self, data: bytes) -> str:
@@ -503,7 +543,7 @@ class Codec:
             grown()
         tick()
         digest = latents.digest()
-        complete = count == self.layers and rows in (None, (0, parsed.header.height))
+        complete = count == self.layers and rows is None
         if complete and digest[:4] != parsed.header.latent_hash:
             raise MismatchError(
                 "the decoded latents are not those of the encoder: this device or its software computes differently"
@@ -550,15 +590,30 @@ class Codec:
         return int(layers)
 
     def _walk(self, parsed: Container, steps: list[plan.Step], last: Rows) -> Generator[Prior, Tensor, Rows]:
-        """The way down for a file that this model can decode. Raises ModelError, FormatError."""
+        """The way down for a file. Raises ModelError, FormatError."""
         header = parsed.header
+        self._check_header(header)
+        qualities = self._qualities(header.quality, header.offsets)
+        height, width = padded(header.height), padded(header.width)
+        return self._topdown.walk(qualities, height, width, steps, last, plan.chunk(height, width))
+
+    def _check_header(self, header: Header) -> None:
+        """Raises ModelError or FormatError where this model cannot decode such a file."""
         if not self.fingerprint.startswith(header.fingerprint.hex()):
             raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
         if len(header.offsets) != self.layers:
             raise FormatError(f"the file has {len(header.offsets)} layers, its model {self.layers}")
-        qualities = self._qualities(header.quality, header.offsets)
-        height, width = padded(header.height), padded(header.width)
-        return self._topdown.walk(qualities, height, width, steps, last, plan.chunk(height, width))
+
+    @contextmanager
+    def _memory(self, width: int, height: int, needed: int, limit: int | None) -> Iterator[None]:
+        """`plan.memory_for`, and the same error where a GPU's memory does not suffice, of which we have no estimate."""
+        with plan.memory_for(width, height, needed, limit):
+            try:
+                yield
+            except torch.cuda.OutOfMemoryError as error:
+                raise LimitError(
+                    f"{width}x{height}: {self.device} has not enough memory for it; the CPU may"
+                ) from error
 
     @torch.inference_mode()
     def sample(self, width: int, height: int, quality: int = 60, seed: int = 0) -> Picture:
@@ -651,7 +706,7 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
-_loaded: dict[tuple[str, str], Codec] = {}
+_loaded: dict[tuple[str, str], Codec | DeviceError] = {}  # by model and device; an error is not tried again
 _loading = threading.Lock()
 
 
@@ -665,7 +720,7 @@ def load_folder(folder: ModelFolder, device: str = "auto") -> Codec:
     except DeviceError as error:
         if device != "auto":
             raise
-        warnings.warn(f"{error}; using the CPU", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{error}; using the CPU", HvcompressWarning, stacklevel=3)
         return _load_on(folder, torch.device("cpu"))
 
 
@@ -678,11 +733,19 @@ def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
                 codec = Codec(folder, parts, picked)
                 answer = codec.self_test()
             except RuntimeError as error:  # no kernel for this GPU, driver too old, out of its memory
-                raise DeviceError(f"{picked} cannot run model {folder.name}: {str(error).splitlines()[0]}") from error
+                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {str(error).splitlines()[0]}")
+                if not isinstance(error, torch.cuda.OutOfMemoryError):  # of which there may be enough another time
+                    _loaded[key] = refusal
+                raise refusal from error
             if answer != folder.config["self_test"]:
-                raise DeviceError(f"{picked} does not pass the self-test of model {folder.name}: nothing can be coded")
-            _loaded[key] = codec
-        return _loaded[key]
+                text = f"{picked} does not pass the self-test of model {folder.name}: nothing can be coded"
+                _loaded[key] = DeviceError(text)
+            else:
+                _loaded[key] = codec
+        found = _loaded[key]
+        if isinstance(found, DeviceError):
+            raise DeviceError(str(found))
+        return found
 
 
 def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:

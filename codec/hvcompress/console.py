@@ -25,7 +25,9 @@ _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memo
 
 def exit_codes() -> dict[int, str]:
     """Exit code -> meaning: the first clause of each error class's docstring, so that help cannot drift from code."""
-    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    classes = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, HvcompressError)
+    ]
     meanings = {0: "Success", UNEXPECTED: "A fault in this program", INTERRUPTED: "Interrupted (Ctrl-C)"}
     meanings |= {HUNG_UP: "The terminal was closed (SIGHUP)", TERMINATED: "Asked to stop (SIGTERM)"}
     for kind in classes:
@@ -76,6 +78,11 @@ def say(line: str, stream: TextIO | None) -> None:
             print(line, file=stream, flush=True)
 
 
+def say_warning(message: Warning | str, *where: object, **more: object) -> None:
+    """In place of `warnings.showwarning`: one line, without the place in the program that it comes from."""
+    say(f"hvcompress: {shown(str(message))}", sys.stderr)
+
+
 class ProgressLine:
     """A line on a terminal's standard error that is told how many of how many steps are done, from 0."""
 
@@ -116,20 +123,23 @@ def progress_line(name: str, *, quiet: bool) -> Iterator[ProgressLine | None]:
         line.clear()
 
 
+def told(error: BaseException) -> tuple[int, str]:
+    """Exit code of an error, and what to say of it in one line."""
+    if isinstance(error, HvcompressError):
+        return error.exit_code, str(error)
+    if isinstance(error, Stopped):
+        return error.exit_code, error.text
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return LimitError.exit_code, "not enough memory for this picture"
+    lines = str(error).strip().splitlines() or [""]
+    return UNEXPECTED, f"unexpected {type(error).__name__}: {lines[0]} (HVCOMPRESS_DEBUG=1 shows more)"
+
+
 def complain(error: BaseException, name: str = "") -> int:
     """Say on standard error, in one line, what went wrong with the file of that name; returns the exit code."""
-    code = UNEXPECTED
-    if isinstance(error, HvcompressError):
-        code, text = error.exit_code, str(error)
-    elif isinstance(error, Stopped):
-        code, text = error.exit_code, error.text
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = INTERRUPTED, "interrupted"
-    elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-        code, text = LimitError.exit_code, "not enough memory for this picture"
-    else:
-        lines = str(error).strip().splitlines() or [""]
-        text = f"unexpected {type(error).__name__}: {lines[0]} (HVCOMPRESS_DEBUG=1 shows more)"
+    code, text = told(error)
     if name and not text.startswith(name + ": "):
         text = f"{name}: {text}"
     if debugging():

@@ -223,7 +223,7 @@ def _check_start(data: bytes) -> None:
 
 def _is_whole(data: bytes) -> bool:
     """Whether the checksum says so."""
-    return zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little")
+    return zlib.crc32(memoryview(data)[8:]) == int.from_bytes(data[4:8], "little")
 
 
 def _parse_header(reader: _Reader) -> tuple[Header, list[int], int]:

@@ -43,7 +43,7 @@ class ModelError(HvcompressError):
 
 
 class LimitError(HvcompressError):
-    """The picture is larger than the limits allow; checked before memory is taken."""
+    """The picture needs more than the limits, or the free memory, allow; checked before memory is taken."""
 
     exit_code = 7
 
@@ -70,6 +70,10 @@ class TargetError(HvcompressError):
     """The target cannot be reached: no quality gives this picture such a size, rate or PSNR."""
 
     exit_code = 11
+
+
+class HvcompressWarning(RuntimeWarning):
+    """Something was done that was not asked for (a GPU not used, metadata left out), and why."""
 
 
 @contextmanager

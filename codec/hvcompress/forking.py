@@ -13,7 +13,7 @@ _LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"]
 
 @lru_cache
 def prepare_for_fork() -> None:
-    """Called with torch imported, before it computes. (Processes started by spawn need nothing of this.)"""
+    """Called before the first of the locks can be taken. (Processes started by spawn need nothing of this.)"""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_repair)
 
@@ -21,7 +21,8 @@ def prepare_for_fork() -> None:
 def _repair() -> None:
     # Of the parent's threads only the one that forked lives on. GNU's OpenMP does not know, and its next use of two
     # threads would wait for ever for one that is gone; with one thread it has nothing to wait for.
-    sys.modules["torch"].set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     for name, locks in _LOCKS.items():
         module = sys.modules.get(f"{__package__}.{name}")
         if module is not None:
@@ -30,6 +31,9 @@ def _repair() -> None:
     batch = sys.modules.get(f"{__package__}.batch")
     if batch is not None:
         batch._sharers.clear()  # their threads are gone as well
+    plan = sys.modules.get(f"{__package__}.plan")
+    if plan is not None:
+        plan.forget_holders()
     image_io = sys.modules.get(f"{__package__}.image_io")
     if image_io is not None:
         image_io.forget_readers()

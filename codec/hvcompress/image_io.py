@@ -9,7 +9,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 from .container import MAGIC, MAX_PIXELS, check_size
 from .errors import InputError, LimitError, OutputError, UsageError
 from .files import open_file, reason
+from .forking import prepare_for_fork
 from .metadata import EXIF_PREFIX, clean_exif, clean_xmp, without_orientation
-from .plan import check_memory
+from .plan import check_memory, needed_memory
 
 # Suffix -> Pillow's name of the format and how to save. Decoding adds no second loss, except to JPEG; AVIF has another
 # colour space, which costs up to three levels (gray and alpha come back exactly). Speed 8 takes a quarter of the time
@@ -61,6 +62,13 @@ class Picture:
     icc: bytes | None = None  # ICC profile
     exif: bytes | None = None  # from the TIFF header on (`metadata.clean_exif`); the pixels are upright already
     xmp: bytes | None = None  # XMP packet
+
+
+def stripped(picture: Picture, metadata: bool, profile: bool) -> Picture:
+    """Without EXIF and XMP, and without ICC profile: its colours are then taken for sRGB."""
+    if metadata:
+        picture = replace(picture, exif=None, xmp=None)
+    return replace(picture, icc=None) if profile else picture
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -112,6 +120,7 @@ def read_picture(
 
 
 _opening = threading.Lock()
+prepare_for_fork()
 _readers: list[int | None] = []  # for everyone who is reading, Pillow's limit as it was before the first began
 
 
@@ -186,7 +195,9 @@ def _open_heif(file: io.BufferedIOBase) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise InputError("a HEIC or HEIF image; reading it takes the package pillow-heif (pip install it)") from error
+        raise InputError(
+            "a HEIC or HEIF image; reading it takes the package pillow-heif: pip install pillow-heif"
+        ) from error
     file.seek(0)
     return HeifImageFile(file)
 
@@ -213,7 +224,7 @@ def _check_size(width: int, height: int, max_pixels: int, memory_limit: int | No
     check_size(width, height)
     if width * height > max_pixels:
         raise LimitError(f"{width}x{height}: more than {max_pixels} pixels")
-    check_memory(width, height, memory_limit)
+    check_memory(width, height, needed_memory(width, height), memory_limit)
 
 
 def _from_array(array: np.ndarray, check: Callable[[int, int], None]) -> Picture:

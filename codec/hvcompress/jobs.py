@@ -119,8 +119,11 @@ def _name_of(source: str, below: str | None, folder: str | None, suffix: str) ->
 
 
 def _place(name: str) -> str:
-    """The same for all names of a file."""
-    return name if name == STANDARD else os.path.normcase(os.path.realpath(name))
+    """The same for all names of a file. (macOS keeps the case of a name, but as a rule does not go by it.)"""
+    if name == STANDARD:
+        return name
+    place = os.path.normcase(os.path.realpath(name))
+    return place.casefold() if sys.platform == "darwin" else place
 
 
 def same_file(a: str, b: str) -> bool:

@@ -6,10 +6,12 @@ import atexit
 import contextlib
 import gc
 import os
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGEST_THRESHOLD = 32 << 20  # that glibc takes
 _INT_MAX = 2**31 - 1
+CONTAINER = Path("/sys/fs/cgroup")
 
 
 def use_memory_again() -> bool:
@@ -47,20 +49,29 @@ def give_back() -> None:
 
 
 def available() -> int | None:
-    """Bytes that this process may still take without driving others out, or None where that cannot be told."""
+    """Bytes that this process may still take without driving others out, or None where that cannot be told.
+
+    Where a system tells only how much memory it has, and not what is free, that is all of it (macOS).
+    """
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/meminfo", encoding="ascii") as file:
             found += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # of a container, in the second version of control groups
-        limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        found.append(max(0, limit - used))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # of a container, in the second version of control groups
+        limit, used = (_number(CONTAINER / f"memory.{name}") for name in ("max", "current"))
+        found.append(max(0, limit - used + _cached_files()))
     if not found:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=None)
 
 
-def _number(path: str) -> int:
-    with open(path, encoding="ascii") as file:
-        return int(file.read())  # ValueError: "max", no limit
+def _number(path: Path) -> int:
+    return int(path.read_text(encoding="ascii"))  # ValueError: "max", no limit
+
+
+def _cached_files() -> int:
+    """What counts as used by a container, but is given back when it is needed: copies of files on disk."""
+    lines = (CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
+    values = dict(line.split() for line in lines)
+    return int(values["active_file"]) + int(values["inactive_file"])

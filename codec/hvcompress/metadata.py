@@ -12,7 +12,7 @@ import warnings
 import zlib
 
 from .container import EXIF, ICC, XMP
-from .errors import FormatError, InputError
+from .errors import FormatError, HvcompressWarning, InputError
 
 MAX_BYTES = 4 << 20  # of EXIF and XMP each; JPEG holds 64 KiB of them
 MAX_ICC_BYTES = 16 << 20
@@ -112,7 +112,8 @@ def clean_xmp(data: bytes | str | None) -> bytes | None:
 def _too_long(name: str, data: bytes) -> bool:
     if len(data) <= MAX_BYTES:
         return False
-    warnings.warn(f"{name} data of {len(data):,} bytes are not kept (limit {MAX_BYTES:,})", stacklevel=4)
+    text = f"{name} data of {len(data):,} bytes are not kept (limit {MAX_BYTES:,})"
+    warnings.warn(text, HvcompressWarning, stacklevel=4)
     return True
 
 

@@ -104,7 +104,10 @@ def find_fingerprint(fingerprint: bytes) -> ModelFolder:
     for folder in find_models():
         if folder.fingerprint.startswith(fingerprint.hex()):
             return folder
-    raise ModelError(f"the file was made with a model that is not installed (fingerprint {fingerprint.hex()})")
+    raise ModelError(
+        f"the file was made with a model that is not installed, fingerprint {fingerprint.hex()} "
+        "($HVCOMPRESS_MODELS may name the folder that its folder is in)"
+    )
 
 
 def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
@@ -152,10 +155,10 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
     try:
         config = Config.from_dict(network)
         tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
-    except (KeyError, TypeError, ValueError) as error:
+        with left_blank():  # torch.device("meta") would do as much, but imports torch._dynamo, which takes a second
+            encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError("the model lacks parts or its sizes make no sense") from error
-    with left_blank():  # torch.device("meta") would do as much, but imports torch._dynamo, which takes a second
-        encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
     try:
         encoder.float().load_state_dict(part_of(tensors, "encoder."))
     except RuntimeError as error:
@@ -189,7 +192,4 @@ def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
 
 def load_parts(folder: ModelFolder) -> Parts:
     """Read and check a model. Raises ModelError."""
-    from .forking import prepare_for_fork
-
-    prepare_for_fork()
     return assemble(read_tensors(folder), folder.config["network"])

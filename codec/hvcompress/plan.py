@@ -7,7 +7,9 @@ bytes per segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from .container import pack_varint, unpack_varint
 from .errors import FormatError, LimitError
@@ -94,17 +96,60 @@ def split(data: bytes, count: int) -> list[bytes]:
     return [*parts, data[position:]]
 
 
-def check_memory(width: int, height: int, limit: int | None = None, *, rows: int | None = None, bits: int = 8) -> None:
-    """Raises LimitError where to code a picture would take more memory than the limit (None: than there is).
+def needed_memory(width: int, height: int, *, rows: int | None = None, bits: int = 8, has_alpha: bool = False) -> int:
+    """Bytes that coding a picture takes, about, beyond what the program takes itself.
 
-    rows: so many of it alone (None: all). bits: per sample of what is decoded.
+    rows: so many of it alone (None: all). bits: per sample of what is decoded. has_alpha: there is a plane to unpack.
     """
     pixels = padded(width) * padded(height)
     share = 1.0 if rows is None else rows / height
     whole = chunk(padded(height), padded(width)) is None
     needed = BYTES_WHOLE * pixels if whole else BYTES_CHUNKS + int(BYTES_KEPT * pixels * share)
     needed += (bits // 8 - 1) * int(6 * pixels * share)
-    limit = available() if limit is None else limit
+    return needed + 2 * width * height * has_alpha  # as a PNG it comes as a whole
+
+
+_holding = threading.Condition()
+_held: dict[int, int] = {}  # thread -> bytes that it holds for the picture that it is coding
+
+
+def check_memory(width: int, height: int, needed: int, limit: int | None = None) -> None:
+    """Raises LimitError where a picture needs more bytes than the limit (None: than there is, or others hold)."""
+    if limit is None and (free := available()) is not None:
+        limit = free + sum(held for thread, held in list(_held.items()) if thread != threading.get_ident())
     if limit is not None and needed > limit:
         sizes = f"{needed / 2**30:.1f} GiB of memory, and {limit / 2**30:.1f} are there"
         raise LimitError(f"{width}x{height}: coding it takes about {sizes}")
+
+
+@contextmanager
+def memory_for(width: int, height: int, needed: int, limit: int | None = None) -> Iterator[None]:
+    """Hold so much memory for a picture, so that those coded side by side do not count on the same.
+
+    One for which there is room, but not beside the others, waits for them. Raises LimitError as `check_memory` does.
+    """
+    thread = threading.get_ident()
+    if thread in _held:  # an encoder decodes what it has made
+        yield
+        return
+    with _holding:
+        while True:
+            check_memory(width, height, needed, limit)
+            free = available()
+            if limit is not None or free is None or not _held or sum(_held.values()) + needed <= free:
+                break
+            _holding.wait()
+        _held[thread] = needed
+    try:
+        yield
+    finally:
+        with _holding:
+            del _held[thread]
+            _holding.notify_all()
+
+
+def forget_holders() -> None:
+    """In a process that was forked: the threads that held memory are not there."""
+    global _holding
+    _holding = threading.Condition()
+    _held.clear()

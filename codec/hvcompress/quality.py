@@ -11,8 +11,8 @@ integer offset. Only integers are written to a file, so nothing here has to be c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
 from .errors import UsageError
 
@@ -45,12 +45,19 @@ def quality_of(multiplier: float) -> int:
 
 def offset_of(beta: float) -> int:
     """Quality offset of a layer whose rate is weighted with `beta`; beta > 1 means fewer bits, a positive offset."""
-    if not (math.isfinite(beta) and beta > 0):
+    if not (isinstance(beta, Real) and math.isfinite(beta) and beta > 0):
         raise UsageError(f"beta must be a positive number, not {beta!r}")
     offset = round((LEVELS - 1) * math.log(beta) / _LOG_RANGE)
     if abs(offset) > MAX_OFFSET:
         raise UsageError(f"beta {beta:g} is out of range ({beta_of(-MAX_OFFSET):.2f} to {beta_of(MAX_OFFSET):.2f})")
     return offset
+
+
+def offsets_of(betas: Iterable[float]) -> list[int]:
+    """`offset_of` each layer's beta, coarse to fine. Raises UsageError."""
+    if isinstance(betas, str) or not isinstance(betas, Iterable):
+        raise UsageError(f"beta must be a number for each layer, not {betas!r}")
+    return [offset_of(beta) for beta in betas]
 
 
 def beta_of(offset: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from .batch import in_order
-from .console import ProgressLine, complain, progress_line, say, shown
+from .console import ProgressLine, complain, progress_line, say, shown, told
 from .jobs import Job
 from .summary import totals, write_summary
 from .work import FAILED, UP_TO_DATE, Outcome, Progress
@@ -131,7 +131,7 @@ def _tell(
                 stops = isinstance(error, fatal)
                 code = complain(error, "" if stops else job.name)
                 first_code = first_code or code
-                outcomes.append(Outcome(job.source, job.output, FAILED, error=str(error), exit_code=code))
+                outcomes.append(Outcome(job.source, job.output, FAILED, error=told(error)[1], exit_code=code))
                 if stops:
                     return first_code
             if overall is not None:

@@ -34,8 +34,12 @@ def search_on(device: torch.device, state_bits: int) -> Callable[[Tensor], Tenso
     machine = machine_of(state_bits)
     if device.type == "cpu":
         return partial(integer_search, machine)
+
+    def on_cpu(costs: Tensor) -> Tensor:
+        return integer_search(machine, costs.cpu()).to(device)
+
     if state_bits > KERNEL_BITS:
-        return lambda costs: integer_search(machine, costs.cpu()).to(device)
+        return on_cpu
     try:
         from .kernels.viterbi import search
 
@@ -44,7 +48,7 @@ def search_on(device: torch.device, state_bits: int) -> Callable[[Tensor], Tenso
             return partial(search, machine)
     except Exception:  # no Triton, or one that does not work here; its errors have no common root
         pass
-    return partial(plain_search, machine)
+    return on_cpu
 
 
 def plain_search(machine: Machine, costs: Tensor) -> Tensor:

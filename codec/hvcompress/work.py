@@ -24,7 +24,6 @@ from .memory import give_back
 from .targets import Target, encode_to
 
 if TYPE_CHECKING:
-    from .image_io import Picture
     from .model import ModelFolder
 
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
@@ -85,7 +84,7 @@ class Outcome:
 
 def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -> Outcome:
     """Raises HvcompressError."""
-    from .image_io import read_picture
+    from .image_io import read_picture, stripped
     from .metrics import psnr
 
     if options.update and (found := _found(options, job)) is not None:
@@ -93,7 +92,8 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     check(job, options.force, options.update)
     source = read_standard_input() if job.source == STANDARD else job.source
     before = _size_of(source)
-    picture = _stripped(read_picture(source, memory_limit=options.memory_limit), options)
+    picture = read_picture(source, memory_limit=options.memory_limit)
+    picture = stripped(picture, options.strip, options.strip_icc)
     give_back()  # of a large picture Pillow had a copy of its own
     from .codec import load_model
 
@@ -117,7 +117,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
 def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
     """Raises HvcompressError."""
     from .deep import check_deep_suffix, deep_bytes
-    from .image_io import check_suffix, image_bytes, to_pil
+    from .image_io import check_suffix, image_bytes, stripped, to_pil
 
     if options.update and _is_newer(job):
         return Outcome(job.source, job.output, UP_TO_DATE)
@@ -145,7 +145,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
     )
     seconds = time.perf_counter() - began
     height, width = picture.pixels.shape[:2]
-    picture = _stripped(picture, options)
+    picture = stripped(picture, options.strip, options.strip_icc)
     if options.bits == 16:
         written = deep_bytes(picture, kind)
     else:
@@ -247,9 +247,3 @@ def _size_of(source: str | bytes) -> int:
         return os.path.getsize(source)
     except (OSError, ValueError):
         return 0
-
-
-def _stripped(picture: Picture, options: Common) -> Picture:
-    if options.strip:
-        picture = replace(picture, exif=None, xmp=None)
-    return replace(picture, icc=None) if options.strip_icc else picture

@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNFOLDED = 1 << 24  # values of patches that are laid out at a time, about: 64 MiB
+
 
 @dataclass(frozen=True)
 class ByteWeights:
@@ -82,6 +84,21 @@ def plain_sums(x: Tensor, mantissa: Tensor) -> Tensor:
 
     x: (B, C, H, W) int16; mantissa: (O, C, k, k) int8 -> (B, O, H, W) int32.
     """
+    k, height = mantissa.shape[2], x.shape[2]
+    rows = max(1, UNFOLDED * height // (2 * k * k * x.numel()))
+    if rows >= height:
+        return _plain_sums(x, mantissa)
+    # In bands: the unfolded patches of a large picture are many times as large as itself.
+    out = torch.empty(len(x), len(mantissa), height, x.shape[3], dtype=torch.int32, device=x.device)
+    reach = k // 2
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(top - reach, 0), min(bottom + reach, height)
+        out[:, :, top:bottom] = _plain_sums(x[:, :, first:last], mantissa)[:, :, top - first : bottom - first]
+    return out
+
+
+def _plain_sums(x: Tensor, mantissa: Tensor) -> Tensor:
     batch, _, height, width = x.shape
     outputs, k = len(mantissa), mantissa.shape[2]
     with torch.autocast(x.device.type, enabled=False):
