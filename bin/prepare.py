@@ -14,7 +14,6 @@ example one for ROCm; HVCOMPRESS_TORCH_INDEX=none leaves the choice to pip's con
 
 from __future__ import annotations
 
-import ensurepip
 import fcntl
 import os
 import re
@@ -35,6 +34,10 @@ MODULES = {"package": ["torch", "numpy", "PIL", "constriction", "safetensors"], 
 
 class SetupError(Exception):
     """The set-up cannot go on; the message is one line for a person."""
+
+
+class Unreachable(SetupError):
+    """No package index answers."""
 
 
 class DiskFull(SetupError):
@@ -80,6 +83,11 @@ def main(root: Path, extra: str, stamp: str) -> None:
                 if unfinished.exists():
                     remove(venv)
                 raise
+            except Unreachable as error:
+                if unfinished.exists() or not works_already(venv, root, extra):
+                    raise
+                say(f"the requirements have changed, but {error}; going on with what is installed")
+                return
             say(f"set-up done in {time.monotonic() - began:.0f} s")
         for path in stamps:
             path.write_text(stamp + "\n")
@@ -152,7 +160,7 @@ def install(venv: Path, root: Path, extra: str, lock: int) -> None:
     """Install the checkout, editable, at the pinned versions. pip speaks for itself on standard error."""
     if not runs(venv, "import pip"):  # uv makes environments without it
         subprocess.run([python_of(venv), "-I", "-m", "ensurepip"], stdout=sys.stderr, check=True, pass_fds=[lock])
-    if version_tuple(ensurepip.version()) < (21, 3):  # Python 3.10.0 to 3.10.2: too old for an editable pyproject.toml
+    if pip_version(venv) < (21, 3):  # that of Python 3.10.0 to 3.10.2: too old for an editable pyproject.toml
         pip(venv, root, ["--upgrade", "pip"], lock)
     index = torch_index(venv, root)
     wanted = ["-e", ".[test]" if extra == "test" else "."]
@@ -160,7 +168,9 @@ def install(venv: Path, root: Path, extra: str, lock: int) -> None:
     pip(venv, root, ["-c", "constraints.txt", *(["--extra-index-url", index] if index else []), *wanted], lock)
 
 
-def version_tuple(text: str) -> tuple[int, ...]:
+def pip_version(venv: Path) -> tuple[int, ...]:
+    command = [python_of(venv), "-I", "-c", "import pip; print(pip.__version__)"]
+    text = subprocess.run(command, capture_output=True, text=True).stdout
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
@@ -192,7 +202,7 @@ def raise_for(text: str, otherwise: str) -> None:
     # Only failures to connect count: pip also logs "connection" when all is well.
     unreachable = r"NewConnectionError|NameResolutionError|Connect\w*Timeout|ReadTimeout|ProxyError|SSLError"
     if re.search(unreachable + r"|Network is unreachable|Max retries exceeded", text):
-        raise SetupError(f"the package index cannot be reached (network, proxy or certificate): {otherwise}")
+        raise Unreachable(f"the package index cannot be reached (network, proxy or certificate): {otherwise}")
     missing = re.search(r"No matching distribution found for (\S+)", text)
     if missing:
         version = ".".join(map(str, sys.version_info[:2]))

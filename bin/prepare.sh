@@ -17,6 +17,8 @@ $(cd "$root" && cksum pyproject.toml constraints.txt)"
 # Sets $python to the first Python that is new enough and can make virtual environments, or exits with one line.
 find_python() {
     trouble="no Python 3.10 or newer found on PATH; install one, or name it in HVCOMPRESS_PYTHON"
+    there=
+    [ -f "$root/.venv/pyvenv.cfg" ] && there=yes  # made by hand, perhaps, and with nothing left to make
     for python in ${HVCOMPRESS_PYTHON:+"$HVCOMPRESS_PYTHON"} \
         python3 python3.13 python3.12 python3.11 python3.14 python3.10 python "$root/.venv/bin/python"; do
         answer=0
@@ -24,11 +26,13 @@ find_python() {
 import sys
 if sys.version_info < (3, 10) or sys.maxsize < 2**32:
     sys.exit(3)
+if sys.argv[1:]:
+    sys.exit(0)
 try:
     import ensurepip, venv
 except ImportError:
     sys.exit(4)
-' </dev/null >/dev/null 2>&1 || answer=$?
+' ${there:+"$there"} </dev/null >/dev/null 2>&1 || answer=$?
         case $answer in
             0) return 0 ;;
             4) trouble="$python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)" ;;

@@ -64,7 +64,7 @@ def test_version_is_the_same_everywhere():
 def test_every_dependency_is_pinned_within_its_bounds(python):
     pinned = pins(python)
     wanted = list(PROJECT["dependencies"])
-    for extra in ("test", "bench", "train"):
+    for extra in ("test", "bench", "train", "study"):
         wanted += PROJECT["optional-dependencies"][extra]
     for requirement in map(Requirement, wanted):
         if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
@@ -82,7 +82,7 @@ def test_whatever_is_installed_for_the_package_is_pinned():
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         in_force = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         # torch's CUDA build pins these itself, exactly
-        if name in seen or not in_force or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+        if name in seen or not in_force or name.startswith(("nvidia-", "cuda-", "triton", "pytorch-triton")):
             continue
         seen.add(name)
         assert name in pinned, f"{name} is installed but not in constraints.txt"
@@ -166,6 +166,26 @@ def test_launcher_refuses_an_unsuitable_python_in_one_line(tmp_path, python, com
     done = run(checkout / "bin/hvcompress", env=os.environ | {"HVCOMPRESS_PYTHON": str(fake)})
     assert done.returncode == 69 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and complaint in done.stderr
+
+
+def test_launcher_takes_a_virtual_environment_that_it_could_not_make(tmp_path):
+    """One made by hand with virtualenv or uv, where the machine's Python has no ensurepip."""
+    checkout = make_checkout(tmp_path)
+    (checkout / ".venv" / ".stamp-package").unlink()
+    (checkout / ".venv" / "pyvenv.cfg").touch()
+    (checkout / "bin" / "prepare.py").write_text("")
+    fake = tmp_path / "python without ensurepip"
+    fake.write_text(f"""#!/bin/sh
+case $* in *ensurepip*) exec {sys.executable} -I -c "import sys; sys.modules['ensurepip'] = None
+$3" $4 ;; esac
+""")
+    fake.chmod(0o755)
+    environment = os.environ | {"HVCOMPRESS_PYTHON": str(fake)}
+    done = run(checkout / "bin/hvcompress", "x", env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("|x\n")
+    (checkout / ".venv" / "pyvenv.cfg").unlink()
+    done = run(checkout / "bin/hvcompress", "x", env=environment)
+    assert done.returncode == 69 and "cannot make virtual environments" in done.stderr
 
 
 @pytest.mark.parametrize("python", ["missing", "there"])
@@ -262,6 +282,34 @@ def test_failures_are_told_apart(prepare, log, cause):
     with pytest.raises(prepare.SetupError, match=cause) as caught:
         prepare.raise_for(log, "pip failed")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("made_here", [True, False])
+def test_changed_requirements_without_a_network(prepare, monkeypatch, tmp_path, capsys, works, made_here):
+    """What works goes on working; the next start with a network installs what is wanted now."""
+    venv = tmp_path / ".venv"
+    venv.mkdir()
+    (venv / "pyvenv.cfg").touch()
+    (venv / ".stamp-package").write_text("old\n")
+    if made_here:
+        (venv / ".made-by-bin").touch()
+
+    def install(venv: Path, *_: object) -> None:
+        (venv / ".unfinished").unlink(missing_ok=True)  # as pip() does where nothing was touched
+        raise prepare.Unreachable("the package index cannot be reached")
+
+    monkeypatch.setattr(prepare, "runs", lambda venv, code: True)
+    monkeypatch.setattr(prepare, "install", install)
+    answers = iter([False, works] if not made_here else [works])  # at first it lacks something, or has not been asked
+    monkeypatch.setattr(prepare, "works_already", lambda *_: next(answers))
+    if works:
+        prepare.main(tmp_path, "package", "new")
+        assert "going on with what is installed" in capsys.readouterr().err
+    else:
+        with pytest.raises(prepare.SetupError):
+            prepare.main(tmp_path, "package", "new")
+    assert (venv / ".stamp-package").read_text() == "old\n"
 
 
 def test_removal_cut_short_leaves_the_marks(prepare, monkeypatch, tmp_path):
