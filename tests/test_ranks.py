@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import hvcompress
 from hvcompress.training.ranks import Ranks
 
 ROOT = Path(hvcompress.__file__).parents[1]
+TIMEOUT = 300  # seconds: processes that do not find each other wait for ever
 
 # Each process takes a step with its own batch. The first then does what one process with both batches would do.
 STEP = """
@@ -68,7 +70,7 @@ with joined(device) as (ranks, device):
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
 
 
 def test_gradients_are_averaged_and_weights_stay_equal(recipe, folder, tmp_path):  # noqa: F811
@@ -109,9 +111,12 @@ def test_one_process_that_is_asked_to_stop_stops_both(recipe, folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "hvcompress.training", str(recipe), "--data", str(folder), "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        too_late = threading.Timer(TIMEOUT, child.terminate)
+        too_late.start()
         for line in child.stdout:
             if line.startswith("step 4:"):
                 break
+        too_late.cancel()
         child.terminate()
         rest = child.communicate(timeout=120)[0]
     assert "interrupted; saved at step" in rest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,14 +15,27 @@ import torch
 from PIL import Image
 
 from hvcompress.codec import load_model
-from hvcompress.errors import InputError, UsageError
+from hvcompress.errors import InputError, OutputError, UsageError
 from hvcompress.image_io import read_picture
 from hvcompress.rate import bits
-from hvcompress.training.data import Crops, find_images, to_unit
+from hvcompress.training import __main__ as command_line
+from hvcompress.training import export as exporting
+from hvcompress.training import trainer
+from hvcompress.training.data import Crops, find_images, large_enough, to_unit
 from hvcompress.training.export import export
 from hvcompress.training.muon import Muon, orthogonalise
 from hvcompress.training.objective import evaluate, total_correlation
-from hvcompress.training.trainer import learning_rate, read_recipe, start, train, train_step, validate
+from hvcompress.training.trainer import (
+    Reporter,
+    append_csv,
+    drop_later_rows,
+    learning_rate,
+    read_recipe,
+    start,
+    train,
+    train_step,
+    validate,
+)
 
 RECIPE = """
 [model]
@@ -75,6 +90,29 @@ def weights(path):
     return torch.load(path / "checkpoint.pt", weights_only=True)["average"]
 
 
+def step_of(path):
+    return torch.load(path / "checkpoint.pt", weights_only=True)["step"]
+
+
+def changed(recipe, path, old, new):
+    """The recipe with one setting changed, as a new file."""
+    text = recipe.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def interrupt(monkeypatch, at):
+    """Ctrl-C in the middle of the step that leads to step `at`, once."""
+
+    def interrupted_step(state, *rest):
+        if state.step + 1 == at:
+            signal.raise_signal(signal.SIGINT)
+        return train_step(state, *rest)
+
+    monkeypatch.setattr(trainer, "train_step", interrupted_step)
+
+
 def test_resumes_to_the_step_then_anneals_and_exports(recipe, folder, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run(recipe, folder, straight, steps=8)
@@ -99,6 +137,100 @@ def test_resumes_to_the_step_then_anneals_and_exports(recipe, folder, tmp_path):
     assert len(encoded.data) < picture.pixels.size / 4
 
 
+def test_an_interrupted_branch_goes_on_to_the_same_bits(recipe, folder, tmp_path, monkeypatch):
+    """Ctrl-C saves a whole step, between checkpoints; a trunk and a branch go on from there. What was made is told."""
+    seldom = changed(recipe, tmp_path / "seldom.toml", "checkpoint_seconds = 0.0", "checkpoint_seconds = 1e6")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run(seldom, folder, straight, steps=3)
+    interrupt(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(seldom, folder, broken)
+    assert step_of(broken) == 2
+    run(broken / "recipe.toml", folder, broken, steps=3)  # the recipe that lies in the run's own folder
+
+    whole = run(seldom, folder, straight, anneal=4)
+    interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(seldom, folder, broken, anneal=4)
+    branch = broken / "anneal-3-4"
+    assert step_of(branch) == 5 and not (branch / "finished").exists()
+
+    monkeypatch.setattr(exporting, "FIT_CROPS", 2)
+    export(branch, "waves", folder, tmp_path / "unfinished")
+    card = (tmp_path / "unfinished" / "CARD.md").read_text()
+    assert "for 5 steps of 2 crops of 64 px, the last 2 of 3 of 128 px while the learning rate was falling to" in card
+    assert "would have reached in 4, from 4 photographs" in card and "--steps 3\n" in card
+    assert "--anneal 4  # stopped after 2\n" in card
+
+    assert run(seldom, folder, broken, anneal=4) == branch and (branch / "finished").exists()
+    left, right = weights(whole), weights(branch)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_branch_may_be_steered(recipe, folder, tmp_path, monkeypatch):
+    """By other learning rates, not by another network; the CARD then does not say that its recipe made the trunk."""
+    out = tmp_path / "run"
+    run(recipe, folder, out, steps=2)
+    slower = changed(recipe, tmp_path / "slower.toml", "batch = 2\n", "batch = 1\nmuon_lr = 1e-4\n")
+    wider = changed(recipe, tmp_path / "wider.toml", "{ 4 = 16, 8 = 16,", "{ 4 = 16, 8 = 32,")
+    fewer = changed(recipe, tmp_path / "fewer.toml", "held_out = 2", "held_out = 3")
+    for other in (slower, wider):
+        with pytest.raises(UsageError, match="differs from"):
+            run(other, folder, out, steps=4)
+    for other in (wider, fewer):
+        with pytest.raises(UsageError, match="must be those of its trunk"):
+            run(other, folder, out, anneal=1)
+    branch = run(slower, folder, out, anneal=1)
+    with pytest.raises(UsageError, match="finished already"):
+        run(slower, folder, out, anneal=1)
+    with pytest.raises(UsageError, match="0 steps"):
+        run(slower, folder, out, anneal=0)
+
+    monkeypatch.setattr(exporting, "FIT_CROPS", 2)
+    for made, words in ((branch, "those before had another"), (out, "Made by the `recipe.toml` here")):
+        export(made, "waves", folder, tmp_path / made.name / "waves")
+        card = (tmp_path / made.name / "waves" / "CARD.md").read_text()
+        assert words in card and "steps of 2 crops of 64 px" in card
+        assert ("--steps 2\n" in card, "--anneal" in card) == (made == out, made == branch)
+
+
+def test_going_on_from_an_older_checkpoint_drops_later_rows(recipe, folder, tmp_path):
+    """As after a hard kill: what came after the checkpoint is made again, and stands in the tables once."""
+    out = tmp_path / "run"
+    run(recipe, folder, out, steps=4)
+    shutil.copy(out / "checkpoint.pt", tmp_path / "older.pt")
+    run(recipe, folder, out, steps=8)
+    table = (out / "validation.csv").read_text()
+    (out / "log.csv").write_text("step,seconds,loss\n2,1.0,3.0\n4,2.0,2.0\n6,3.0,1.0\n")
+    shutil.copy(tmp_path / "older.pt", out / "checkpoint.pt")
+    run(recipe, folder, out, steps=8)
+    assert (out / "validation.csv").read_text() == table
+    assert [row["step"] for row in csv.DictReader(open(out / "log.csv"))] == ["2", "4"]
+    torn = tmp_path / "torn.csv"
+    torn.touch()  # a kill between opening and writing
+    drop_later_rows(torn, 4)
+    append_csv(torn, {"step": 50})
+    assert torn.read_text().split() == ["step", "50"]
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step(recipe, folder, tmp_path, capsys):
+    settings = read_recipe(recipe)
+    crops = Crops(find_images(folder), settings.patch, settings.downscale, settings.seed)
+    image, noise = to_unit(crops.batch(0, 2), torch.device("cpu")), torch.Generator()
+    state = start(settings, crops, torch.device("cpu"))
+    reporter = Reporter(settings, tmp_path, image)
+    hook = state.model.encoder.posteriors[0].mean.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = [weight.detach().clone() for weight in state.model.parameters()]
+    for stepped in (False, True):
+        outcome, found = train_step(state, settings, image, noise)
+        assert found == stepped and torch.isfinite(outcome.loss)
+        same = all(torch.equal(was, weight) for was, weight in zip(before, state.model.parameters(), strict=True))
+        assert same != stepped
+        reporter.after_step(state, outcome, found, at_end=False)
+        assert ("step was skipped" in capsys.readouterr().out) != stepped
+        hook.remove()
+
+
 def test_training_lowers_the_loss(recipe, tmp_path):
     """On one batch seen again and again, from the transform codec that it starts as."""
     generator = np.random.default_rng(0)
@@ -115,7 +247,7 @@ def test_training_lowers_the_loss(recipe, tmp_path):
     crops = Crops(sorted(photos.iterdir()), 64, (1.0, 1.0), 0)
     image, noise = to_unit(crops.batch(0, 2), torch.device("cpu")), torch.Generator()
     state = start(settings, crops, torch.device("cpu"))
-    losses = [train_step(state, settings, image, noise).loss.item() for _ in range(60)]
+    losses = [train_step(state, settings, image, noise)[0].loss.item() for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
@@ -248,6 +380,59 @@ def test_command_line_says_what_is_wrong(recipe, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == InputError.exit_code and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("[model]", "[model", "not TOML"),
+        ("[model]", "[modell]", "there is no [model]"),
+        ("[model]", "[notes]\n[model]", "unknown settings: notes"),
+        ("knots = 3", "", "[model] lacks 'knots'"),
+        ("channels = 8, blocks = 1 },\n  { stride = 8", "chanels = 8, blocks = 1 },\n  { stride = 8", "chanels"),
+        ("held_out = 2", "held_out = 0", "held_out must be a whole number above 0"),
+        ("warmup = 2", "warmup = 0", "warmup must be"),
+        ("validate_every = 4", "validate_every = 0", "validate_every must be"),
+        ("anneal_batch = 3", 'anneal_batch = "3"', "anneal_batch must be"),
+        ("warmup = 2", "warmup = 2\ndownscale = 0.6", "not iterable"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(recipe, tmp_path, old, new, words):
+    with pytest.raises(UsageError) as raised:
+        read_recipe(changed(recipe, tmp_path / "recipe.toml", old, new))
+    assert words in str(raised.value) and "recipe.toml: " in str(raised.value)
+
+
+def test_ordinary_mistakes_are_one_line(recipe, folder, tmp_path, monkeypatch, capsys):
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    (spoilt / "7.jpg").write_bytes(b"not a picture")
+    occupied = tmp_path / "occupied"
+    occupied.touch()
+
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments), "--steps", "1"])
+        code, lines = command_line.main(), capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("hvcompress.training: ")
+        return code, lines[0]
+
+    code, line = said(tmp_path / "missing.toml", "--data", folder, "--out", tmp_path / "run")
+    assert code == InputError.exit_code and "missing.toml: no such file" in line
+    code, line = said(recipe, "--data", folder, "--out", tmp_path / "run", "--device", "gpu")
+    assert code == UsageError.exit_code and "unknown device" in line
+    code, line = said(recipe, "--data", folder, "--out", occupied)
+    assert code == OutputError.exit_code and "occupied" in line
+    code, line = said(recipe, "--data", spoilt, "--out", tmp_path / "run")
+    assert code == InputError.exit_code and "7.jpg: cannot identify" in line
+
+
+def test_hidden_files_are_no_photographs(folder, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos)
+    (photos / "._0.png").write_bytes(b"what macOS keeps beside a file")
+    found = find_images(photos)
+    assert [path.name for path in found] == [f"{number}.png" for number in range(6)]
+    assert large_enough(found, 128) == found and large_enough(found, 129) == []
 
 
 def test_schedule():

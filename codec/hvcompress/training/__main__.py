@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from ..errors import HvcompressError
+from ..codec import pick_device
+from ..errors import HvcompressError, OutputError
 from .trainer import train
 
 
@@ -17,7 +16,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, help="TOML file: the network's sizes and the training settings")
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs, searched recursively")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed from where it stands")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--steps", type=int, help="stop the trunk at this step (default: only when interrupted)")
     parser.add_argument("--anneal", type=int, metavar="N", help="branch off and take the learning rate to 0 in N steps")
     arguments = parser.parse_args()
@@ -26,13 +25,13 @@ def main() -> int:
             arguments.recipe,
             arguments.data,
             arguments.out,
-            device=torch.device(arguments.device),
+            device=pick_device(arguments.device),
             steps=arguments.steps,
             anneal=arguments.anneal,
         )
-    except HvcompressError as error:
+    except (HvcompressError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"hvcompress.training: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", OutputError.exit_code)
     except KeyboardInterrupt:
         return 130
     return 0

@@ -8,20 +8,36 @@ def card(config: dict, notes: str) -> str:
     trained, rows = config["trained"], config["held_out"]
     layers = config["network"]["latents"]
     numbered = list(enumerate(layers, 1))
+    annealing, planned = trained["of_these_annealing"], trained["annealing_planned"]
     origin = f" more, from {trained['continued_from']}," if trained.get("continued_from") else ""
+    command = "    python -m hvcompress.training recipe.toml --data DIR --out RUN"
+    trunk = f"{command} --steps {trained['steps'] - annealing}"
+    if annealing:
+        last = f"the last {annealing:,} of {trained['anneal_batch']} of {trained['anneal_patch']} px "
+        photographs = f"{trained['photographs']:,} photographs, {trained['anneal_photographs']:,} in those last steps"
+        branch = f"{command} --anneal {planned}"
+        if annealing < planned:
+            last += f"while the learning rate was falling to zero, which it would have reached in {planned:,}"
+            branch += f"  # stopped after {annealing}"
+        else:
+            last += "while the learning rate fell to zero"
+        if trained["one_recipe"]:
+            recipe, commands = "Made by the `recipe.toml` here:", [trunk, branch]
+        else:
+            recipe = "The `recipe.toml` here made the last steps; those before had another, or one that was not kept:"
+            commands = [branch]
+    else:
+        last, photographs = "the learning rate never lowered", f"{trained['photographs']:,} photographs"
+        recipe, commands = "Made by the `recipe.toml` here:", [trunk]
     lines = [
         f"# {config['name']}",
         "",
         f"{config['parameters'] / 1e6:.2f} M parameters; fingerprint `{config['fingerprint']}`.",
         "",
-        f"Trained for {trained['steps']:,} steps{origin} of {trained['batch']} crops of {trained['patch']} px, the "
-        f"last {trained['of_these_annealing']:,} of {trained['anneal_batch']} of {trained['anneal_patch']} px while "
-        f"the learning rate fell to zero, from {trained['photographs']:,} photographs; {trained['hours']:.2f} hours of "
-        f"computing, finished {trained['date']}. Made by the `recipe.toml` here:",
+        f"Trained for {trained['steps']:,} steps{origin} of {trained['batch']} crops of {trained['patch']} px, {last}, "
+        f"from {photographs}; {trained['hours']:.2f} hours of computing, exported {trained['date']}. {recipe}",
         "",
-        f"    python -m hvcompress.training recipe.toml --data DIR --out RUN "
-        f"--steps {trained['steps'] - trained['of_these_annealing']}",
-        f"    python -m hvcompress.training recipe.toml --data DIR --out RUN --anneal {trained['of_these_annealing']}",
+        *commands,
         "",
         "## Layers, coarse to fine",
         "",

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, sorted by their path relative to it."""
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    """All image files under `folder`, sorted by their path relative to it; but hidden ones, which macOS leaves."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -35,13 +37,35 @@ def split(paths: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
     return sorted(ranked[held_out:]), ranked[:held_out]
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, within which errors of any kind, for Pillow raises nearly all on damaged ones, are InputErrors."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+
+
+def large_enough(paths: list[Path], min_side: int) -> list[Path]:
+    """Those that `Crops` of that side would use, by their headers alone."""
+    kept = []
+    for path in paths:
+        with opened(path) as image:
+            if min(image.size) >= min_side:
+                kept.append(path)
+    return kept
+
+
 def load(path: Path, min_side: int, downscale: tuple[float, float], seed: int) -> np.ndarray | None:
     """(H, W, 3) uint8, downscaled by a factor drawn from `downscale`; None where it is smaller than `min_side`.
 
     Downscaling hides what an earlier compression left in the photograph.
     """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    with opened(path) as file:
+        image = file.convert("RGB")
     if min(image.size) < min_side:
         return None
     rng = np.random.default_rng([seed, int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16)])
@@ -110,8 +134,8 @@ def centre_crops(paths: list[Path], patch: int) -> Tensor:
     """(N, 3, patch, patch) float in [0, 1]: the middle of each validation photograph, at 0.6 of its size."""
     crops = []
     for path in paths:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        with opened(path) as file:
+            image = file.convert("RGB")
         factor = max(0.6, patch / min(image.size))
         image = image.resize([max(patch, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
         left, top = (image.width - patch) // 2, (image.height - patch) // 2

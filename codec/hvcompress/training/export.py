@@ -108,6 +108,7 @@ def network_of(config: Config) -> dict:
 def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> ModelFolder:
     """Write the model folder `out` from the EMA weights of the checkpoint in `run`; `notes` end its CARD.md.
 
+    A branch may be unfinished, and the trunk itself may be exported too: the CARD says which steps were made.
     Raises InputError where the folder exists already: a model is immutable.
     """
     if out.exists():
@@ -118,6 +119,14 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
     model.load_state_dict(state["average"])
     model.eval().requires_grad_(False)
     training, held_out = data.split(data.find_images(folder), recipe.held_out)
+    if not training:
+        raise InputError(f"no images for training in {folder}")
+    trunk, one_recipe, annealing = recipe, True, 0  # what made the steps before the branch, if this is one
+    if state["decay_start"] is not None:
+        annealing = state["step"] - state["decay_start"]
+        path = run.resolve().parent / "recipe.toml"
+        trunk = read_recipe(path) if path.exists() else recipe
+        one_recipe = path.exists() and trunk == recipe
     network = network_of(recipe.model)
 
     draft = ModelFolder(name, out, "0" * 64, "", 0, {})
@@ -128,14 +137,17 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
     facts = {
         "description": f"photographs, {state['step']} steps",
         "trained": {
-            "continued_from": recipe.start,
+            "continued_from": trunk.start,
             "steps": state["step"],
-            "of_these_annealing": state["decay_steps"],
-            "batch": recipe.batch,
-            "patch": recipe.patch,
+            "of_these_annealing": annealing,
+            "annealing_planned": state["decay_steps"],
+            "one_recipe": one_recipe,
+            "batch": trunk.batch,
+            "patch": trunk.patch,
             "anneal_batch": recipe.anneal_batch,
             "anneal_patch": recipe.anneal_patch,
-            "photographs": len(training),
+            "photographs": len(data.large_enough(training, trunk.patch)),
+            "anneal_photographs": len(data.large_enough(training, recipe.anneal_patch)),
             "hours": round(state["seconds"] / 3600, 2),
             "date": str(date.today()),
         },

@@ -31,7 +31,11 @@ class Ranks:
         return self.rank == 0
 
     def number(self, step: int) -> int:
-        """Number of this process's batch of a step: no two processes or steps share one."""
+        """Number of this process's batch of a step: no two processes or steps share one.
+
+        Only if their count stays the same: a run that goes on with fewer processes meets numbers, and with them
+        qualities, offsets and places of crops, that it has had before.
+        """
         return step * self.count + self.rank
 
     def share(self, weights: Iterable[Tensor]) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from ..exact import train_as_stored
+from ..files import reason
 from ..model import find_model
 from ..network import MAX_STRIDE, Config, HierarchicalVAE, count_parameters
 from ..precision import autocast, fast_precision
@@ -73,19 +74,42 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """From TOML. Raises UsageError for unknown names, so that a misspelt setting is never silently ignored."""
-    with open(path, "rb") as file:
-        values = tomllib.load(file)
-    training = values.get("training", {})
+    """From TOML. Raises InputError where the file cannot be read, UsageError where it makes no sense.
+
+    An unknown name makes none, so that a misspelt setting is never silently ignored.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    except ValueError as error:  # TOML's own kind of error, or text that is not UTF-8
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    tables = {name: values.get(name, {}) for name in ("model", "training")}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} must be a table")
+    if not tables["model"]:
+        raise UsageError(f"{path}: there is no [model]")
+    training = tables["training"]
     known = {field.name for field in fields(Recipe)} - {"model"}
-    unknown = set(training) - known
+    unknown = (set(values) - set(tables)) | (set(training) - known)
     if unknown:
         raise UsageError(f"{path}: unknown settings: {', '.join(sorted(unknown))}")
-    if "downscale" in training:
-        training["downscale"] = tuple(training["downscale"])
-    if "beta_tc" in training:
-        training["beta_tc"] = {int(layer): float(beta) for layer, beta in training["beta_tc"].items()}
-    recipe = Recipe(model=Config.from_dict(values["model"]), **training)
+    try:
+        if "downscale" in training:
+            training["downscale"] = tuple(training["downscale"])
+        if "beta_tc" in training:
+            training["beta_tc"] = {int(layer): float(beta) for layer, beta in training["beta_tc"].items()}
+        recipe = Recipe(model=Config.from_dict(tables["model"]), **training)
+    except KeyError as error:
+        raise UsageError(f"{path}: [model] lacks {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # a value of the wrong kind
+        raise UsageError(f"{path}: {reason(error)}") from error
+    for name in ("batch", "patch", "anneal_batch", "anneal_patch", "held_out", "warmup", "validate_every"):
+        value = getattr(recipe, name)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{path}: {name} must be a whole number above 0, which {value!r} is not")
     for name in ("patch", "anneal_patch"):
         if getattr(recipe, name) % MAX_STRIDE:
             raise UsageError(f"{path}: {name} must be a multiple of {MAX_STRIDE}")
@@ -190,8 +214,11 @@ def draw(recipe: Recipe, batch: int, layers: int, number: int) -> tuple[Tensor, 
 
 def train_step(
     run: Run, recipe: Recipe, image: Tensor, noise: torch.Generator, images: int = 0, ranks: Ranks = ALONE
-) -> objective.Outcome:
-    """One optimizer step on a batch (B, 3, H, W) out of so many images, or on those of all processes."""
+) -> tuple[objective.Outcome, bool]:
+    """One optimizer step on a batch (B, 3, H, W) out of so many images, or on those of all processes.
+
+    Also returns whether the weights were changed: they stay where the gradient is not finite.
+    """
     device = image.device
     layers = len(recipe.model.latents)
     quality, offsets = (t.to(device) for t in draw(recipe, len(image), layers, ranks.number(run.step)))
@@ -214,13 +241,14 @@ def train_step(
     outcome.loss.backward()
     ranks.average_gradients(run.model)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip)
-    if torch.isfinite(norm):
+    finite = bool(torch.isfinite(norm))
+    if finite:
         run.muon.step()
         run.adam.step()
     decay = min(recipe.ema, (run.step + 1) / (run.step + 10))
     follow(run.average, run.model, decay)
     run.step += 1
-    return outcome
+    return outcome, finite
 
 
 VALIDATION_QUALITIES = (5, 20, 35, 50, 65, 80, 95)
@@ -253,12 +281,25 @@ def validate(model: HierarchicalVAE, images: Tensor, recipe: Recipe, batch: int 
 
 def append_csv(path: Path, row: dict) -> None:
     """Append a row; the first writes the header."""
-    new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, list(row))
-        if new:
+        if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)
+
+
+def drop_later_rows(path: Path, step: int) -> None:
+    """Drop the rows of steps after `step`: a run that goes on from an older checkpoint makes them again."""
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))  # none where a kill came before the first was written
+    kept = rows[:1] + [row for row in rows[1:] if row and row[0].isdigit() and int(row[0]) <= step]
+    if len(kept) < len(rows):
+        part = path.with_suffix(".part")
+        with open(part, "w", newline="") as file:
+            csv.writer(file).writerows(kept)
+        os.replace(part, path)
 
 
 def plot_validation(path: Path, rows: list[dict[str, float]], step: int) -> None:
@@ -279,29 +320,51 @@ def plot_validation(path: Path, rows: list[dict[str, float]], step: int) -> None
     pyplot.close(figure)
 
 
-def prepare(recipe: Recipe, crops: data.Crops, out: Path, device: torch.device, anneal: int | None) -> tuple[Run, Path]:
-    """A run resumed from its folder, or started; with `anneal`, the branch in a folder of its own."""
-    trunk = out / "checkpoint.pt"
+def folder_of(out: Path, anneal: int | None) -> Path:
+    """Where the run is kept: the trunk in `out`; a branch in a folder of its own, an unfinished one or a new one."""
     if anneal is None:
-        if trunk.exists():
-            return resumed(recipe, trunk, device), out
-        return start(recipe, crops, device), out
+        return out
     branches = [path.parent for path in out.glob(f"anneal-*-{anneal}/checkpoint.pt")]
     unfinished = [branch for branch in branches if not (branch / "finished").exists()]
     if unfinished:
-        latest = max(unfinished, key=lambda branch: int(branch.name.split("-")[1]))
-        return resumed(recipe, latest / "checkpoint.pt", device), latest
+        return max(unfinished, key=lambda branch: int(branch.name.split("-")[1]))
+    trunk = out / "checkpoint.pt"
     if not trunk.exists():
         raise InputError(f"{trunk} is not there: train the trunk before annealing it")
-    run = resumed(recipe, trunk, device)
-    run.decay_start, run.decay_steps = run.step, anneal
-    branch = out / f"anneal-{run.step}-{anneal}"
+    step = torch.load(trunk, map_location="cpu", weights_only=True, mmap=True)["step"]
+    branch = out / f"anneal-{step}-{anneal}"
     if (branch / "finished").exists():
         raise UsageError(
             f"{branch} is finished already; train the trunk further, or anneal for another number of steps"
         )
-    branch.mkdir(exist_ok=True)
-    return run, branch
+    return branch
+
+
+def check_recipe(recipe: Recipe, path: Path, out: Path, where: Path) -> None:
+    """Raises UsageError unless the run in `where`, a branch of the trunk in `out` or that itself, may use the recipe.
+
+    A run goes on with the recipe that it was started with. A new branch may have other settings than its trunk, say
+    learning rates, but not another network, nor other photographs held out: the trunk may have trained on those.
+    """
+    kept, trunk = where / "recipe.toml", out / "recipe.toml"
+    if kept.exists():
+        if read_recipe(kept) != recipe:
+            raise UsageError(f"{path} differs from {kept}, with which this run was started")
+    elif trunk.exists():
+        wanted = read_recipe(trunk)
+        if (wanted.model, wanted.held_out) != (recipe.model, recipe.held_out):
+            raise UsageError(f"{path}: [model] and held_out of a branch must be those of its trunk, {trunk}")
+
+
+def prepare(recipe: Recipe, crops: data.Crops, out: Path, where: Path, device: torch.device, anneal: int | None) -> Run:
+    """The run in `where`, resumed or started; a new branch starts from the trunk in `out`."""
+    if (where / "checkpoint.pt").exists():
+        return resumed(recipe, where / "checkpoint.pt", device)
+    if anneal is None:
+        return start(recipe, crops, device)
+    run = resumed(recipe, out / "checkpoint.pt", device)
+    run.decay_start, run.decay_steps = run.step, anneal
+    return run
 
 
 class Reporter:
@@ -314,14 +377,15 @@ class Reporter:
         self._mean: dict[str, float] = {}
         self._saved = time.monotonic()
 
-    def after_step(self, run: Run, outcome: objective.Outcome, at_end: bool) -> None:
+    def after_step(self, run: Run, outcome: objective.Outcome, stepped: bool, at_end: bool) -> None:
+        """stepped: whether the step changed the weights."""
         now = {"loss": outcome.loss.item(), "bpp": outcome.rates.sum(1).mean().item()}
         now["psnr"] = (-10 * torch.log10(outcome.mse)).mean().item()
         now |= {f"bpp_{i + 1}": value for i, value in enumerate(outcome.rates.mean(0).tolist())}
         if math.isfinite(now["loss"]):
             self._mean = {key: value + 0.99 * (self._mean.get(key, value) - value) for key, value in now.items()}
-        else:
-            print(f"step {run.step}: loss is not finite; the step was skipped", flush=True)
+        if not stepped:
+            print(f"step {run.step}: the gradient is not finite; the step was skipped", flush=True)
         mean, live = self._mean, self._live
         if mean and (live or run.step % 100 == 0):
             line = f"step {run.step}  loss {mean['loss']:.3f}  {mean['bpp']:.3f} bpp  {mean['psnr']:.2f} dB"
@@ -363,8 +427,9 @@ def train(
     recipe_path: Path, folder: Path, out: Path, *, device: torch.device, steps: int | None, anneal: int | None
 ) -> Path:
     """Train until `steps` (None: until interrupted), or to the end of an annealing branch. Returns the run's folder."""
+    if anneal is not None and anneal < 1:
+        raise UsageError(f"a branch of {anneal} steps makes no sense")
     recipe = read_recipe(recipe_path)
-    out.mkdir(parents=True, exist_ok=True)
     training, held_out = data.split(data.find_images(folder), recipe.held_out)
     if not training:
         raise InputError(f"no images for training in {folder}")
@@ -372,11 +437,11 @@ def train(
     with joined(device) as (ranks, device):
         if len(training) < ranks.count:
             raise InputError(f"{len(training)} images for training are too few for {ranks.count} processes")
+        where = folder_of(out, anneal)
+        check_recipe(recipe, recipe_path, out, where)
+        where.mkdir(parents=True, exist_ok=True)
         crops = data.Crops(training[ranks.rank :: ranks.count], patch, recipe.downscale, recipe.seed)
-        run, where = prepare(recipe, crops, out, device, anneal)
-        kept = where / "recipe.toml"
-        if kept.exists() and read_recipe(kept) != recipe:
-            raise UsageError(f"{recipe_path} differs from {kept}, with which this run was started")
+        run = prepare(recipe, crops, out, where, device, anneal)
         if ranks.sum(run.step, device) != ranks.count * run.step:
             raise InputError(f"{where}: not all processes see the same checkpoint; it must lie on shared storage")
         ranks.share([*run.model.parameters(), *run.average.parameters()])  # from here on no process is behind
@@ -387,7 +452,10 @@ def train(
         end = run.decay_start + run.decay_steps if run.decay_start is not None else steps
         images, reporter = ranks.sum(len(crops.images), device), None
         if ranks.leads:
-            shutil.copyfile(recipe_path, kept)
+            if not (where / "recipe.toml").exists():
+                shutil.copyfile(recipe_path, where / "recipe.toml")
+            for name in ("log.csv", "validation.csv"):
+                drop_later_rows(where / name, run.step)
             reporter = Reporter(recipe, where, data.centre_crops(held_out, recipe.patch).to(device))
             million = count_parameters([run.model]) / 1e6
             print(f"{million:.2f} M parameters; {images} photographs; from step {run.step} in {where}", flush=True)
@@ -398,10 +466,10 @@ def train(
             while (end is None or run.step < end) and not stopped:
                 began = time.monotonic()
                 noise.manual_seed(recipe.seed * 7_000_003 + ranks.number(run.step))
-                outcome = train_step(run, recipe, data.to_unit(next(batches), device), noise, images, ranks)
+                outcome, stepped = train_step(run, recipe, data.to_unit(next(batches), device), noise, images, ranks)
                 run.seconds += time.monotonic() - began
                 if reporter is not None:
-                    reporter.after_step(run, outcome, at_end=run.step == end)
+                    reporter.after_step(run, outcome, stepped, at_end=run.step == end)
                 stopped = ranks.any(stop.is_set(), device)
             if ranks.leads:
                 run.save(where / "checkpoint.pt")
