@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from safetensors.torch import load_file, save_file
 
 import hvcompress
 from hvcompress import codec as codec_module
@@ -244,6 +245,17 @@ def test_damaged_model_is_refused(tiny_folder, tmp_path):
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError):
         codec_module.load_model(broken, "cpu")
+
+
+def test_a_damaged_encoder_is_noticed(tiny_folder, tmp_path):
+    """No file depends on its weights, so the fingerprint does not: pictures would be bad, and nothing would say so."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "weights.safetensors")
+    tensors["encoder.stem.weight"].view(-1)[3] += 0.25
+    save_file(tensors, folder / "weights.safetensors")
+    with pytest.raises(ModelError, match="its encoder is not the one"):
+        codec_module.load_model(folder, device="cpu")
 
 
 def test_a_model_of_another_architecture_is_refused(tiny_folder, tmp_path):

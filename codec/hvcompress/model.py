@@ -53,7 +53,7 @@ def read_folder(path: Path) -> ModelFolder:
     """Read config.json of a model folder. Raises ModelError."""
     try:
         values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        for needed in ("network", "self_test"):
+        for needed in ("network", "self_test", "encoder_sha256"):
             values[needed]
         return ModelFolder(
             values["name"], path, values["fingerprint"], values["description"], values["parameters"], values
@@ -117,8 +117,17 @@ def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
     decoder = {key: value for key, value in network.items() if key != "encoder_blocks"}
     digest = hashlib.sha256(PROFILE.encode())
     digest.update(json.dumps(decoder, sort_keys=True).encode())
+    return _with_tensors(digest, tensors, DECODER_PARTS)
+
+
+def encoder_hash_of(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the encoder's numbers, which no file depends on: so that damage to them does not go unnoticed."""
+    return _with_tensors(hashlib.sha256(), tensors, ("encoder.",))
+
+
+def _with_tensors(digest: hashlib._Hash, tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> str:
     for name in sorted(tensors):
-        if name.startswith(DECODER_PARTS):
+        if name.startswith(prefixes):
             values = tensors[name].contiguous().numpy()
             digest.update(f"{name} {values.dtype.name} {'x'.join(map(str, values.shape))}".encode())
             digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
@@ -187,6 +196,8 @@ def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
         raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
     if fingerprint_of(tensors, network) != folder.fingerprint:
         raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
+    if encoder_hash_of(tensors) != folder.config["encoder_sha256"]:
+        raise ModelError(f"model {folder.name} is damaged: its encoder is not the one that {CONFIG} names")
     return tensors
 
 

@@ -28,7 +28,7 @@ from ..effort import level_of
 from ..entropy import LayerCoder, Tables, gaussian_tables
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
-from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, fingerprint_of
+from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, encoder_hash_of, fingerprint_of
 from ..network import ARCHITECTURE, Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS, lambda_of
 from . import data
@@ -87,6 +87,7 @@ def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict
         "name": name,
         "description": draft.description,
         "fingerprint": draft.fingerprint,
+        "encoder_sha256": encoder_hash_of(tensors),
         "self_test": Codec(draft, parts, torch.device("cpu")).self_test(),
         "parameters": count_parameters([parts.encoder, parts.topdown, parts.synthesis]),
         "exactness": {"largest_sum_share": max(prove(parts.topdown), prove(parts.synthesis))},
