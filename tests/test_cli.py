@@ -794,7 +794,7 @@ def test_info_for_people_accounts_for_every_byte(here, codec, capsys):
 
 def model_folder(shelf: Path, name: str) -> None:
     values = {"name": name, "fingerprint": fake_codec.FINGERPRINT, "description": "for tests", "parameters": 12345678}
-    values |= {"network": {}, "self_test": ""}
+    values |= {"network": {}, "self_test": "", "encoder_sha256": ""}
     (shelf / name).mkdir(parents=True)
     (shelf / name / "config.json").write_text(json.dumps(values))
 

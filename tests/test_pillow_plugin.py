@@ -294,10 +294,11 @@ def test_options_reach_the_encoder(codec):
     codec.load_model = load_model
     file = io.BytesIO()
     gradient().save(file, "HVCI")
-    assert asked == dict(name=None, device="auto", quality=60, offsets=None, effort=1, verify=True, progress=None)
+    rest = dict(memory_limit=None, progress=None)
+    assert asked == dict(name=None, device="auto", quality=60, offsets=None, effort=1, verify=True, **rest)
     saved(gradient(), quality=7, effort=3, beta=[1, 2, 0.5], model="fake", device="cpu", verify=False)
     offsets = [offset_of(beta) for beta in (1, 2, 0.5)]
-    assert asked == dict(name="fake", device="cpu", quality=7, offsets=offsets, effort=3, verify=False, progress=None)
+    assert asked == dict(name="fake", device="cpu", quality=7, offsets=offsets, effort=3, verify=False, **rest)
     assert read_info(saved(gradient(), quality=None, lmbda=0.01)).quality == quality_of(0.01)
     saved(gradient(), allocation="hyperprior")
     assert asked["offsets"] == (-14, 0, 14)
