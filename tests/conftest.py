@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hvcompress.batch import wait_briefly
+
+wait_briefly()  # tests share their cores with the processes that they start, and with what else is running
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,22 @@ def test_files_in_the_cache_of_a_container_are_free_memory(tmp_path, monkeypatch
     assert memory.available() == 500 + 2900
     (tmp_path / "memory.max").write_text("max\n")  # no limit
     assert memory.available() != 500 + 2900
+
+
+@pytest.mark.parametrize(("given", "set_to"), [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_a_program_has_threads_wait_briefly_and_a_library_leaves_that_alone(given, set_to):
+    program = f"""
+import os, sys
+import hvcompress.cli, hvcompress.batch
+assert "GOMP_SPINCOUNT" not in os.environ
+hvcompress.cli.main(["--version"])
+assert "GOMP_SPINCOUNT" not in os.environ
+sys.argv = ["hvcompress", "--version"]
+hvcompress.cli.main()
+assert os.environ.get("GOMP_SPINCOUNT") == {set_to!r} and "torch" not in sys.modules
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment | given, stdout=subprocess.DEVNULL)
 
 
 def test_a_program_looks_for_garbage_rarely_and_a_library_leaves_that_alone():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from . import __version__
 from .allocation import ALLOCATIONS
-from .batch import cores
+from .batch import cores, wait_briefly
 from .console import (
     complain,
     debugging,
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         warnings.showwarning = say_warning
     if argv is None:  # this process is ours
         collect_rarely()
+        wait_briefly()
     try:
         arguments = sys.argv[1:] if argv is None else argv
         args = parse(arguments or ["--help"])

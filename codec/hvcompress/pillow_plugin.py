@@ -11,10 +11,10 @@ file has them `icc_profile`, `exif`, `xmp`), and neither torch nor a model is ne
 asks for them, and checked as by `hvcompress.decode`. With `ImageFile.LOAD_TRUNCATED_IMAGES` a file that is cut off
 gives a preview from the layers that are whole, without alpha.
 
-`Image.save` takes quality (0..100, default 60), bpp, size, psnr, lmbda, strict, beta, allocation, effort, verify, model,
-device and memory_limit as `hvcompress.encode` does, and icc_profile, exif and xmp, which replace what `info` has of
-them; None or b"" leaves them out. Pixels are stored upright: an EXIF orientation is applied and then reset. Of several frames the
-current one is saved. As with every format, Pillow empties an existing file before it is written.
+`Image.save` takes quality (0..100, default 60), bpp, size, psnr, lmbda, strict, beta, allocation, effort, verify,
+model, device and memory_limit as `hvcompress.encode` does, and icc_profile, exif and xmp, which replace what `info` has
+of them; None or b"" leaves them out. Pixels are stored upright: an EXIF orientation is applied and then reset. Of
+several frames the current one is saved. As with every format, Pillow empties an existing file before it is written.
 
 Errors are those of Pillow: UnidentifiedImageError for what is no .hvci file, else OSError, and ValueError for an
 option that makes no sense. The one that hvcompress raised is the `__cause__` of each.

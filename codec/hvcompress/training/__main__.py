@@ -6,9 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..codec import pick_device
-from ..errors import HvcompressError, OutputError
-from .trainer import train
+from ..batch import wait_briefly
+
+wait_briefly()  # before torch is imported
+
+from ..codec import pick_device  # noqa: E402
+from ..errors import HvcompressError, OutputError  # noqa: E402
+from .trainer import train  # noqa: E402
 
 
 def main() -> int:
