@@ -23,7 +23,7 @@ def wait_briefly() -> None:
     """Have torch's threads give up their cores soon while they wait for each other. Before torch is imported.
 
     After every parallel loop GNU's OpenMP has them spin, for milliseconds if need be. Beside other busy programs the
-    one that is waited for has no core then: with both of two cores taken, decoding took 40 to 60 s instead of 2.2, with
+    one that is waited for has no core then: with both of two cores taken, decoding took 14 to 60 s instead of 2.2, with
     this 7, and on an idle machine as long as ever. It is a setting of the process, so the library leaves it alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # a wish of the user's

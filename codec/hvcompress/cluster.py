@@ -59,9 +59,8 @@ class Worker:
         try:
             outcome = self._work(options, job)
         except Exception as error:
-            code, text = told(error)
-            complain(error, job.name)
-            outcome = Outcome(job.source, job.output, FAILED, error=text, exit_code=code)
+            code = complain(error, job.name)
+            outcome = Outcome(job.source, job.output, FAILED, error=told(error)[1], exit_code=code)
         return {"number": row["number"], "outcome": json.dumps(asdict(outcome))}
 
 
