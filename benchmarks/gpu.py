@@ -73,6 +73,7 @@ def seconds(work, rounds: int = 5) -> float:
 
 def kernels_gain(folder: Path, device: str) -> None:
     codec, paths = load_model(device=device), tuple(find_images(folder))
+    codec._coder.compile()  # with numba; else the range coder, in Python, is most of the time
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for size in SIZES:
             data = codec.encode(read_picture(np.asarray(picture(paths, *size))), QUALITY, verify=False).data

@@ -5,13 +5,17 @@ that on the parities of the symbols before it in its lane. So a layer is coded i
 by step along the lanes, all lanes at once, each as a binary symbol. Then, when all tables are known, what remains of
 the symbols, grouped by parity and table. The order of coding is part of the format, see `docs/format.md`. Grouping lets
 one table serve a whole run of symbols, several times faster than a model per symbol.
+
+Who codes much, and has numba, gets the loops compiled (`kernels/loops.py`): the same symbols, the same bytes.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +25,9 @@ from .machine import TRAINED_BITS, machine_of
 from .scales import SCALE_LEVELS, scale
 from .trellis import SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
 
+if TYPE_CHECKING:
+    from .kernels.loops import Loops  # which imports numba
+
 TOTAL = 1 << 24  # sum of a table's frequencies: the range coder's own precision
 ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
 # Zeros after the end that a decoder may need: two words of the coder's state, and as many that happen to be zero. Who
@@ -29,6 +36,7 @@ ESCAPE_MIN = 1 << 8  # smallest frequency of the escape symbol, 2^-16
 SPARE_WORDS = 4
 TAIL = 6.0  # tables reach this many standard deviations
 TABLES = 2 * SCALE_LEVELS  # table index = SCALE_LEVELS * quantizer + scale index
+PATIENCE = 1 << 20  # symbols that a coder codes before it takes some tenths of a second to get its loops compiled
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,11 @@ def _shortest(sealed: bytes, position: int, lower: int, width: int) -> bytes:
     raise AssertionError("a range coder's interval is never empty")
 
 
+def _words(data: bytes) -> np.ndarray:
+    """A stream as the range decoder takes it: (n,) uint32, with SPARE_WORDS zeros after the end."""
+    return np.frombuffer(data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS), ">u4").astype(np.uint32)
+
+
 def _check_rest(decoder) -> None:
     """Raises FormatError where a range decoder has used up its bytes and all SPARE_WORDS after them."""
     if decoder.maybe_exhausted():
@@ -131,15 +144,18 @@ def _check_rest(decoder) -> None:
 
 
 class LayerCoder:
-    """Codes layers of levels (`trellis.py`) with given tables. Stateless between calls; threads may share it.
+    """Codes layers of levels (`trellis.py`) with given tables. Threads may share it.
 
     Its methods take the state_bits of the machine, of 2^state_bits states, whose path the levels are.
     """
 
-    def __init__(self, tables: Tables):
+    def __init__(self, tables: Tables, patience: int = PATIENCE):
+        """patience: how many symbols are coded before the loops are compiled, where they can be."""
         import constriction
 
         self.tables = tables
+        self._loops: Loops | None = None
+        self._patience, self._compiling = patience, threading.Lock()
         self._queue = constriction.stream.queue
         # perfect=False: a fixed rule from frequencies to the coder's integers, in plain IEEE arithmetic.
         self._parity = constriction.stream.model.Bernoulli(perfect=False)
@@ -154,6 +170,47 @@ class LayerCoder:
             constriction.stream.model.Categorical(weights / weights.sum(), perfect=False) for weights in self._weights
         ]
         self._raw = constriction.stream.model.Uniform(1 << 16)
+
+    def compile(self) -> bool:
+        """Have the loops compiled now, and not only when much has been coded. Returns whether that is possible."""
+        if self._compiling.acquire(blocking=False):  # once: it is never released
+            try:
+                from .kernels.loops import Loops
+
+                loops = Loops(self._weights, self._even_shares(), self.tables.reach)
+                self._loops = loops if self._agrees(loops) else None
+            except Exception:  # no numba, or one that does not work here; its errors have no common root
+                pass
+        return self._loops is not None
+
+    def _loops_for(self, count: int) -> Loops | None:
+        """The compiled loops for `count` symbols more; None before much was coded, and where there are none."""
+        self._patience -= count  # it does not matter if two threads do so at the same time, and count as one
+        if self._patience <= 0:
+            self.compile()
+        return self._loops
+
+    def _even_shares(self) -> np.ndarray:
+        """(TABLES,) int64: how much of TOTAL constriction gives the even symbols."""
+        ends = []
+        for odd in self._odd:
+            encoder = self._queue.RangeEncoder()
+            encoder.encode(np.ones(1, np.int32), self._parity, np.array([odd]))
+            ends.append(encoder.pos()[1][0] // (2**64 // TOTAL - 1))  # in units of the whole interval
+        return np.array(ends)
+
+    def _agrees(self, loops: Loops) -> bool:
+        """Whether compiled loops find what was encoded, with all tables: symbols of all sizes, and escapes."""
+        generator = np.random.Generator(np.random.PCG64(0))
+        indices = np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 8 * self.tables.reach)
+        indices = generator.permutation(indices)[:, None, None]
+        reach = self.tables.reach[indices] + 1
+        levels = path_of(generator.integers(-reach, reach, endpoint=True), indices)
+        coded = is_coded(indices)
+        found = loops.decode(_words(self.encode(levels, indices)), indices[coded], TRAINED_BITS)
+        symbols, keys = self._keyed(levels, indices, TRAINED_BITS)
+        same = found is not None and np.array_equal(found[0], symbols) and np.array_equal(found[1], keys)
+        return same and np.array_equal(loops.quantizers(symbols, TRAINED_BITS), _quantizers(symbols, TRAINED_BITS))
 
     def _groups(self, keys: np.ndarray):
         """keys (N,) uint8 = TABLES * parity + table. Yields (key, its positions, reach, smallest symbol), ascending."""
@@ -173,7 +230,8 @@ class LayerCoder:
         coded = is_coded(indices)
         found = levels[coded].astype(np.int32)
         symbols = np.sign(found) * ((np.abs(found) + 1) >> 1)
-        quantizers = _quantizers(symbols, state_bits)
+        loops = self._loops_for(len(symbols))
+        quantizers = (loops.quantizers if loops else _quantizers)(symbols, state_bits)
         if levels[~coded].any() or not np.array_equal(_levels(symbols, quantizers), found):
             raise ValueError("these levels are not a path of the trellis")
         if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT:
@@ -208,10 +266,20 @@ class LayerCoder:
 
     def decode(self, data: bytes, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> np.ndarray:
         """Inverse of `encode`: (c, h, w) int16. Raises FormatError where the bytes cannot be a layer."""
-        padded = data + b"\0" * (-len(data) % 4 + 4 * SPARE_WORDS)
-        decoder = self._queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-        coded = is_coded(indices)
-        keys = indices[coded].astype(np.int32)  # (N,) scale indices, to which quantizers are added
+        coded, words = is_coded(indices), _words(data)
+        loops = self._loops_for(int(coded.sum()))
+        found = loops.decode(words, indices[coded], state_bits) if loops else None
+        symbols, keys = found or self._decode(words, indices[coded], state_bits)
+        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT or ((symbols & 1) != keys >> 7).any():
+            raise FormatError("a layer's bytes are damaged")
+        levels = np.zeros(indices.shape, np.int16)
+        levels[coded] = _levels(symbols, (keys >> 6) & 1)
+        return levels
+
+    def _decode(self, words: np.ndarray, indices: np.ndarray, state_bits: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scale indices (N,) uint8 of what is coded -> symbols (N,) int32 and their keys (N,) uint8."""
+        decoder = self._queue.RangeDecoder(words)
+        keys = indices.astype(np.int32)  # to which quantizers are added
         lanes = lanes_of(len(keys))[1]
         following, added = _transitions(state_bits)
         doubled, quantizer = np.zeros((2, lanes), np.int32)  # of each lane twice the state, and what it adds to a key
@@ -241,11 +309,7 @@ class LayerCoder:
                 symbols[places] = decoder.decode(self._raw, len(places)) - (1 << 15)
         except AssertionError as error:  # constriction's
             raise FormatError("a layer's bytes are damaged") from error
-        if np.abs(symbols).max(initial=0) > SYMBOL_LIMIT or ((symbols & 1) != flat >> 7).any():
-            raise FormatError("a layer's bytes are damaged")
-        levels = np.zeros(indices.shape, np.int16)
-        levels[coded] = _levels(symbols, (flat >> 6) & 1)
-        return levels
+        return symbols, flat
 
     def bits(self, levels: np.ndarray, indices: np.ndarray, state_bits: int = TRAINED_BITS) -> float:
         """Information content under the tables, in bits: what `encode` would need with an ideal coder."""

@@ -1,0 +1,158 @@
+"""The range coder's loops, compiled by numba: for those who code much, and for a GPU, which would wait for them.
+
+`entropy.py` has them in Python, with constriction's coder. Here is that coder's arithmetic (Martin 1979; a state of 64
+bits, words of 32, frequencies of 24), so that a symbol costs nanoseconds, and other threads run meanwhile. Decoding
+here gives up wherever the bytes are not what an encoder writes: `entropy.py` says what is wrong with them. It also
+tries whether the two agree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..entropy import TABLES, TOTAL
+from ..machine import machine_of
+from ..scales import SCALE_LEVELS
+from ..trellis import lanes_of
+
+WORD, PRECISION = np.uint64(32), np.uint64(24)
+FULL = np.uint64(2**64 - 1)
+NARROW = np.uint64(2**32)  # an interval below that takes in another word
+RAW_BITS = np.uint64(8)  # what an escaped symbol's 16 leave of the precision
+
+
+class Loops:
+    """The loops, with a coder's tables as they read them. Threads may share it."""
+
+    def __init__(self, weights: list[np.ndarray], even: np.ndarray, reach: np.ndarray):
+        """All of `entropy.LayerCoder`.
+
+        weights: per key, TABLES * parity + table, those of its symbols and, last, of the escape. even: (TABLES,) the
+        even symbols' share of TOTAL. reach: (SCALE_LEVELS,).
+        """
+        ends = [_ends(values) for values in weights]
+        reach = np.tile(reach, 2 * TABLES // SCALE_LEVELS).astype(np.int64)
+        odd = np.repeat([0, 1], TABLES)
+        smallest = -reach + ((reach ^ odd) & 1)
+        starts = np.cumsum([0, *map(len, ends)])
+        self._tables = even.astype(np.uint64), np.concatenate(ends), starts, smallest, reach
+
+    def quantizers(self, symbols: np.ndarray, state_bits: int) -> np.ndarray:
+        """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
+        return _quantizers(symbols & 1, lanes_of(len(symbols))[1], machine_of(state_bits).following)
+
+    def decode(self, words: np.ndarray, indices: np.ndarray, state_bits: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """What is coded of a layer: symbols (N,) int32 and their keys (N,) uint8. None where the bytes are damaged.
+
+        words: (n,) uint32, with zeros after their end. indices: (N,) uint8, of scales.
+        """
+        lanes, following = lanes_of(len(indices))[1], machine_of(state_bits).following
+        symbols, keys, whole = _decode(words, indices, lanes, following, *self._tables)
+        return (symbols, keys) if whole else None
+
+
+def _ends(weights: np.ndarray) -> np.ndarray:
+    """(n,) -> (n + 1,) uint64: the ends of the symbols' intervals, by constriction's rule for `perfect=False`."""
+    share = weights / weights.sum()
+    before = np.concatenate(([0.0], np.cumsum(share)[:-1]))
+    begins = (before * ((TOTAL - len(share)) / share.sum())).astype(np.int64) + np.arange(len(share))
+    return np.append(begins, TOTAL).astype(np.uint64)
+
+
+@njit(cache=True, nogil=True)
+def _quantizers(parities, lanes, following):
+    """(N,) parities of symbols, dealt to lanes, and (S, 2) the machine's next states -> (N,) uint8 quantizers."""
+    quantizers = np.empty(len(parities), np.uint8)
+    states = np.zeros(lanes, np.int32)
+    lane = 0
+    for i in range(len(parities)):
+        quantizers[i] = states[lane] & 1
+        states[lane] = following[states[lane], parities[i]]
+        lane = lane + 1 if lane + 1 < lanes else 0
+    return quantizers
+
+
+@njit(cache=True, nogil=True)
+def _place(ends, first, last, quantile):
+    """Which of the intervals first..last-1, interval i being from ends[i] to ends[i + 1], the quantile lies in."""
+    while last - first > 1:
+        middle = (first + last) >> 1
+        if quantile < ends[middle]:
+            last = middle
+        else:
+            first = middle
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _refilled(rest, width, words, position):
+    """What is left of the point and the interval, with another word where the interval has become narrow."""
+    if width >= NARROW:
+        return rest, width, position
+    word = words[position] if position < len(words) else np.uint32(0)
+    return rest << WORD | np.uint64(word), width << WORD, position + 1
+
+
+@njit(cache=True, nogil=True)
+def _decode(words, indices, lanes, following, even, ends, starts, smallest, reach):
+    """`entropy.LayerCoder._decode`, and whether all went as it does with an encoder's bytes.
+
+    even: (TABLES,) the even symbols' share. Per key: `starts` of its symbols' intervals in `ends`, the smallest symbol,
+    and the largest without an escape.
+    """
+    count, tables = len(indices), len(even)
+    symbols, keys = np.empty(count, np.int32), np.empty(count, np.uint8)
+    # The coder's point lies `rest` above the lower end of its interval.
+    rest, width, position = np.uint64(words[0]) << WORD | np.uint64(words[1]), FULL, 2
+    states, lane = np.zeros(lanes, np.int32), 0
+    for i in range(count):
+        state = states[lane]
+        table = indices[i] + (tables >> 1) * (state & 1)
+        unit = width >> PRECISION
+        if rest >= unit << PRECISION:
+            return symbols, keys, False
+        edge = unit * even[table]
+        parity = np.int64(rest >= edge)  # as a number: which branch it is cannot be foretold
+        rest -= edge * np.uint64(parity)
+        width = edge if parity == 0 else (unit << PRECISION) - edge
+        rest, width, position = _refilled(rest, width, words, position)
+        keys[i] = table + tables * parity
+        states[lane] = following[state, parity]
+        lane = lane + 1 if lane + 1 < lanes else 0
+    order = _sorted(keys, 2 * tables)
+    for i in order:
+        key = keys[i]
+        unit = width >> PRECISION
+        quantile = rest // unit
+        if quantile >> PRECISION:
+            return symbols, keys, False
+        place = _place(ends, starts[key], starts[key + 1] - 1, quantile)
+        rest, width = rest - unit * ends[place], unit * (ends[place + 1] - ends[place])
+        rest, width, position = _refilled(rest, width, words, position)
+        symbols[i] = smallest[key] + 2 * (place - starts[key])
+    for i in order:
+        if symbols[i] > reach[keys[i]]:
+            unit = width >> PRECISION
+            quantile = rest // unit
+            if quantile >> PRECISION:
+                return symbols, keys, False
+            value = quantile >> RAW_BITS
+            rest, width = rest - unit * (value << RAW_BITS), unit << RAW_BITS
+            rest, width, position = _refilled(rest, width, words, position)
+            symbols[i] = np.int64(value) - 32768
+    return symbols, keys, position < len(words)
+
+
+@njit(cache=True, nogil=True)
+def _sorted(keys, count):
+    """(N,) keys below `count` -> (N,) their places, in the order of the keys; of the same key, in their own."""
+    next_place = np.zeros(count + 1, np.int64)
+    for key in keys:
+        next_place[key + 1] += 1
+    next_place = np.cumsum(next_place)
+    order = np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        order[next_place[keys[i]]] = i
+        next_place[keys[i]] += 1
+    return order
