@@ -36,6 +36,7 @@ from .errors import (
 )
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
+from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
@@ -153,9 +154,11 @@ class Codec:
         self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
         self._topdown = parts.topdown.to(device)
         self._synthesis = parts.synthesis.to(device)
+        self._recorded: RecordedWalks | None = None
         if device.type == "cuda":
             for path in (self._topdown, self._synthesis):
                 use_tiles(path, device)
+            self._recorded = RecordedWalks(self._topdown, device, cuda_recorder)
         self._tables = parts.tables
         self._coder = LayerCoder(parts.tables)
 
@@ -349,9 +352,8 @@ class Codec:
 
             return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
 
-        chunk = plan.chunk(features.height, features.width)
         with autocast(self.device):
-            descend(self._topdown.walk(qualities, features.height, features.width, steps, last, chunk), choose)
+            descend(self._walk(qualities, features.height, features.width, steps, last), choose)
         tick()
         return latents.digest()
 
@@ -507,7 +509,9 @@ class Codec:
         steps = self._steps(height, width, self.layers if finer else count, rows)
         tick = _ticker(steps, progress)
         last = Rows(height // self.strides[-1]) if last is None else last
-        walk = self._walk(parsed, steps, last)
+        self._check_header(parsed.header)
+        qualities = self._qualities(parsed.header.quality, parsed.header.offsets)
+        walk = self._walk(qualities, height, width, steps, last)
         streams = [
             plan.split(stream, len(plan.segments(height // stride, width // stride)))
             for stream, stride in zip(parsed.streams[:count], self.strides, strict=False)
@@ -589,13 +593,14 @@ class Codec:
             raise UsageError(f"layers must be a whole number from 1 to {self.layers}, not {layers!r}")
         return int(layers)
 
-    def _walk(self, parsed: Container, steps: list[plan.Step], last: Rows) -> Generator[Prior, Tensor, Rows]:
-        """The way down for a file. Raises ModelError, FormatError."""
-        header = parsed.header
-        self._check_header(header)
-        qualities = self._qualities(header.quality, header.offsets)
-        height, width = padded(header.height), padded(header.width)
-        return self._topdown.walk(qualities, height, width, steps, last, plan.chunk(height, width))
+    def _walk(
+        self, qualities: Tensor, height: int, width: int, steps: list[plan.Step], last: Rows
+    ) -> Generator[Prior, Tensor, Rows]:
+        """The way down for a picture of that size with its padding: `TopDown.walk`, or a recording of it."""
+        chunk, recorded = plan.chunk(height, width), None
+        if self._recorded is not None and chunk is None and steps == self._steps(height, width):
+            recorded = self._recorded.walk(qualities, height, width, last)
+        return recorded or self._topdown.walk(qualities, height, width, steps, last, chunk)
 
     def _check_header(self, header: Header) -> None:
         """Raises ModelError or FormatError where this model cannot decode such a file."""
