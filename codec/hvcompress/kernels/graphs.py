@@ -34,6 +34,8 @@ LARGEST = 1 << 22  # pixels of a picture that is recorded: larger ones give a de
 KEPT = 1 << 24  # pixels of all recordings together; they take some 140 bytes each
 SIZES = 256  # that are remembered as seen
 
+_recording = threading.Lock()  # a device is waited for before it records, which must not be while it does
+
 
 def cuda_recorder(device: torch.device) -> Record:
     """Records what is launched on a device. Graphs that it records share memory: they are replayed in their order."""
@@ -89,7 +91,7 @@ class RecordedWalks:
 
     def __init__(self, topdown: TopDown, device: torch.device, recorder: Callable[[torch.device], Record]):
         self._topdown, self._device, self._recorder = topdown, device, recorder
-        self._lock, self._recording = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._seen: OrderedDict[Size, int] = OrderedDict()  # the least recent first, as below
         self._idle: OrderedDict[Size, list[RecordedWalk]] = OrderedDict()
         self._pixels = 0  # of all recordings, those in use among them
@@ -122,7 +124,7 @@ class RecordedWalks:
                 self._seen.popitem(last=False)
             if self._idle.get(size):
                 return self._idle[size].pop()
-            if seen <= PATIENCE or not self._make_room(pixels) or not self._recording.acquire(blocking=False):
+            if seen <= PATIENCE or not self._make_room(pixels) or not _recording.acquire(blocking=False):
                 return None
             self._pixels += pixels
         try:
@@ -131,7 +133,7 @@ class RecordedWalks:
         except RuntimeError:  # nothing can be recorded here, or there is no memory for it
             self.works = False
         finally:
-            self._recording.release()
+            _recording.release()
         return recorded if self.works else None
 
     def _make_room(self, pixels: int) -> bool:
