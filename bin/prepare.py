@@ -163,7 +163,7 @@ def install(venv: Path, root: Path, extra: str, lock: int) -> None:
     if pip_version(venv) < (21, 3):  # that of Python 3.10.0 to 3.10.2: too old for an editable pyproject.toml
         pip(venv, root, ["--upgrade", "pip"], lock)
     index = torch_index(venv, root)
-    wanted = ["-e", ".[test]" if extra == "test" else "."]
+    wanted = ["-e", ".[test]" if extra == "test" else ".[fast]"]
     say(f"installing the packages of constraints.txt{f', torch from {index}' if index else ''}")
     pip(venv, root, ["-c", "constraints.txt", *(["--extra-index-url", index] if index else []), *wanted], lock)
 

@@ -1,4 +1,4 @@
-"""The range coder's compiled loops: the same symbols and bytes as constriction's, and the same refusals."""
+"""The compiled loops: the same symbols, bytes, refusals and paths as without them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_entropy import sample
 
 import hvcompress
+from hvcompress import viterbi
 from hvcompress.entropy import SYMBOL_LIMIT, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import FormatError
-from hvcompress.machine import PARITY_CHECKS
+from hvcompress.machine import PARITY_CHECKS, machine_of
 from hvcompress.scales import SCALE_LEVELS
 
 pytest.importorskip("numba")
@@ -125,12 +127,17 @@ def test_loops_that_err_are_not_used(method, monkeypatch):
 def test_without_numba():
     code = (
         "import sys; sys.modules['numba'] = None\n"
-        "import numpy as np\n"
+        "import numpy as np, torch\n"
+        "from hvcompress import viterbi\n"
         "from hvcompress.entropy import LayerCoder, gaussian_tables\n"
+        "from hvcompress.machine import machine_of\n"
         "coder = LayerCoder(gaussian_tables(), patience=0)\n"
         "levels, indices = np.zeros((4, 5, 6), np.int16), np.full((4, 5, 6), 9, np.uint8)\n"
         "assert not coder.decode(coder.encode(levels, indices), indices).any()\n"
         "assert coder._loops is None\n"
+        "viterbi._searched = viterbi.PATIENCE\n"
+        "assert viterbi.integer_search(machine_of(8), torch.rand(9, 4, 3)).shape == (9, 3)\n"
+        "assert viterbi._compiled_for(machine_of(8)) is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hvcompress.__file__).parents[1])
 
@@ -148,3 +155,46 @@ def test_threads_that_come_at_once_get_the_same():
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(6)))
     assert coder._loops is not None
+
+
+@pytest.fixture
+def searched():
+    """What was searched in this process so far; put back at the end."""
+    before = viterbi._searched
+    yield before
+    viterbi._searched = before
+
+
+@pytest.mark.parametrize("state_bits", PARITY_CHECKS)
+@pytest.mark.parametrize("length, lanes", [(1, 1), (7, 3), (8, 2), (9, 1), (300, 1), (100, 33)])
+def test_the_search_finds_the_same_paths(state_bits, length, lanes, searched):
+    """Also of costs that are the same for several branches, and of the largest."""
+    machine, generator = machine_of(state_bits), torch.Generator().manual_seed(length)
+    for costs in (
+        10 * torch.rand(length, 4, lanes, generator=generator),
+        torch.randint(0, 3, (length, 4, lanes), generator=generator).float(),
+        1e6 * torch.rand(length, 4, lanes, generator=generator),
+        torch.zeros(length, 4, lanes),
+    ):
+        viterbi._searched = -(1 << 62)
+        plain = viterbi.integer_search(machine, costs)
+        viterbi._searched = viterbi.PATIENCE
+        assert torch.equal(viterbi.integer_search(machine, costs), plain)
+    assert viterbi._compiled_for(machine) is not None
+
+
+def test_the_search_is_compiled_when_much_was_searched(searched):
+    viterbi._searched = viterbi.PATIENCE - 1
+    machine = machine_of(8)
+    assert viterbi._compiled(machine, 1) is None and viterbi._compiled(machine, 1) is not None
+
+
+def test_a_search_that_errs_is_not_used(monkeypatch):
+    from hvcompress.kernels import loops
+
+    monkeypatch.setattr(loops, "search", lambda machine, costs: np.zeros((len(costs), costs.shape[-1]), np.int64))
+    viterbi._compiled_for.cache_clear()
+    try:
+        assert viterbi._compiled_for(machine_of(10)) is None
+    finally:
+        viterbi._compiled_for.cache_clear()

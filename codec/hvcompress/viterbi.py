@@ -23,6 +23,9 @@ LANES = 96  # searched at a time
 TOTALS = 1 << 17  # of so many lanes times states at most, which bounds the memory of a search to some 40 MiB
 THREADS = 8  # that search at a time, at most
 KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
+PATIENCE = 1 << 28  # states times symbols that are searched before it is worth the time to get the loop compiled
+
+_searched = 0  # so many, by the loops of numpy
 
 
 @lru_cache
@@ -83,15 +86,40 @@ def integer_search(machine: Machine, costs: Tensor) -> Tensor:
     length, _, count = costs.shape
     units = ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
     units = units.view(length, 2, 2, 1, count).numpy()  # [t, quantizer, parity]
-    lanes = max(1, min(LANES, TOTALS // machine.states))
+    compiled, threads = _compiled(machine, length * count), min(torch.get_num_threads(), THREADS)
+    lanes = -(-count // threads) if compiled else max(1, min(LANES, TOTALS // machine.states))
     chunks = [units[..., first : first + lanes] for first in range(0, count, lanes)]
-    threads = min(len(chunks), torch.get_num_threads(), THREADS)
-    if threads < 2:
-        parts = [_search_lanes(machine, chunk) for chunk in chunks]
-    else:  # numpy lets others run meanwhile
+    search = partial(compiled or _search_lanes, machine)
+    if min(threads, len(chunks)) < 2:
+        parts = list(map(search, chunks))
+    else:  # numpy, and what is compiled, lets others run meanwhile
         with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(partial(_search_lanes, machine), chunks))
+            parts = list(pool.map(search, chunks))
     return torch.from_numpy(np.concatenate(parts, 1))
+
+
+Search = Callable[[Machine, np.ndarray], np.ndarray]
+
+
+def _compiled(machine: Machine, symbols: int) -> Search | None:
+    """The compiled loop for so many symbols more; None before much was searched, and where there is none."""
+    global _searched
+    if _searched < PATIENCE:
+        _searched += symbols * machine.states  # it does not matter if threads that do so at the same time lose some
+        return None
+    return _compiled_for(machine)
+
+
+@lru_cache
+def _compiled_for(machine: Machine) -> Search | None:
+    """`kernels.loops.search`, if there is numba, and it finds what `_search_lanes` does."""
+    try:
+        from .kernels.loops import search
+
+        costs = np.random.Generator(np.random.PCG64(0)).integers(0, COST_LIMIT + 1, (50, 2, 2, 1, 3), dtype=np.int16)
+        return search if np.array_equal(search(machine, costs), _search_lanes(machine, costs)) else None
+    except Exception:  # numba's errors have no common root
+        return None
 
 
 def _search_lanes(machine: Machine, costs: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""The range coder's loops, compiled by numba: for those who code much, and for a GPU, which would wait for them.
+"""The loops of the range coder and of the trellis's search, compiled by numba, for those who code much.
 
-`entropy.py` has them in Python, with constriction's coder. Here is that coder's arithmetic (Martin 1979; a state of 64
-bits, words of 32, frequencies of 24), so that a symbol costs nanoseconds, and other threads run meanwhile. Decoding
-here gives up wherever the bytes are not what an encoder writes: `entropy.py` says what is wrong with them. It also
-tries whether the two agree.
+They are in `entropy.py` and `viterbi.py` as well, which try whether these agree with them, and do without them where
+there is no numba. Other threads run while these do.
+
+`entropy.py` uses constriction's coder. Here is that coder's arithmetic (Martin 1979; a state of 64 bits, words of 32,
+frequencies of 24). Decoding here gives up wherever the bytes are not what an encoder writes: `entropy.py` says what is
+wrong with them.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import numpy as np
 from numba import njit
 
 from ..entropy import TABLES, TOTAL
-from ..machine import machine_of
+from ..machine import Machine, machine_of
 from ..scales import SCALE_LEVELS
 from ..trellis import lanes_of
+from ..viterbi import COST_LIMIT, MAX_BITS, REBASE
 
 WORD, PRECISION = np.uint64(32), np.uint64(24)
 FULL = np.uint64(2**64 - 1)
 NARROW = np.uint64(2**32)  # an interval below that takes in another word
 RAW_BITS = np.uint64(8)  # what an escaped symbol's 16 leave of the precision
+FAR = np.int16(MAX_BITS * COST_LIMIT)
 
 
 class Loops:
@@ -156,3 +160,60 @@ def _sorted(keys, count):
         order[next_place[keys[i]]] = i
         next_place[keys[i]] += 1
     return order
+
+
+def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
+    """What `viterbi._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
+    length, lanes = costs.shape[0], costs.shape[-1]
+    by_lane = np.ascontiguousarray(costs.reshape(length, 4, lanes).transpose(2, 0, 1))
+    odd, feedback = machine.following[0, 1], machine.following[1, 0]
+    return _search(by_lane, np.uint64(odd), np.uint64(feedback), np.uint64(machine.states))
+
+
+@njit(cache=True, nogil=True)
+def _search(costs, odd, feedback, states):
+    """costs: (n, T, 4) int16. odd, feedback: what an odd symbol, and the quantizer, change of a state, by exclusive or.
+
+    Two states that share one successor share the other too: one is what an even symbol makes of the first and an odd
+    one of the second, the other is the reverse. So they are computed in pairs.
+    """
+    one = np.uint64(1)
+    half, apart = states >> one, one  # apart: the highest bit of odd, in which the states of a pair differ
+    while apart << one <= odd:
+        apart <<= one
+    lanes, length = costs.shape[0], costs.shape[1]
+    branches = np.empty((length, lanes), np.int64)
+    cheaper = np.empty((length, states), np.uint8)  # whether the way by an odd symbol is
+    total, following = np.empty(states, np.int16), np.empty(states, np.int16)
+    for lane in range(lanes):
+        total[:] = FAR
+        total[0] = 0
+        for t in range(length):
+            for quantizer in (np.uint64(0), one):  # of the states that lead to those of the lower half, and the upper
+                even_cost = costs[lane, t, 2 * quantizer]
+                odd_cost = costs[lane, t, 2 * quantizer + one]
+                turned = quantizer * feedback
+                for block in range(quantizer * half, (quantizer + one) * half, apart << one):
+                    for state in range(block, block + apart):
+                        twin = state ^ odd
+                        here = total[((state ^ turned) << one) + quantizer]
+                        there = total[((twin ^ turned) << one) + quantizer]
+                        by_even, by_odd = np.int16(here + even_cost), np.int16(there + odd_cost)
+                        following[state] = min(by_even, by_odd)
+                        cheaper[t, state] = by_odd < by_even
+                        by_even, by_odd = np.int16(there + even_cost), np.int16(here + odd_cost)
+                        following[twin] = min(by_even, by_odd)
+                        cheaper[t, twin] = by_odd < by_even
+            total, following = following, total
+            if t < MAX_BITS:
+                np.minimum(total, FAR, total)
+            if t % REBASE == REBASE - 1:
+                total -= total.min()
+        state = np.uint64(total.argmin())
+        for t in range(length - 1, -1, -1):
+            parity = np.uint64(cheaper[t, state])
+            came_to = state ^ (odd * parity)  # where an even symbol would have led
+            quantizer = came_to // half
+            state = ((came_to ^ (quantizer * feedback)) << one) + quantizer
+            branches[t, lane] = 2 * quantizer + parity
+    return branches
