@@ -1,11 +1,11 @@
 """Everything that needs a CUDA device, in one go: do the same bits come out, and how fast?
 
-    python benchmarks/gpu.py DIR [--device cuda:N]       # DIR holds photographs
+    python benchmarks/gpu.py DIR [--device cuda:N] [--steps tests bits kernels speed]    # DIR holds photographs
 
-1. the tests that are marked `cuda`;
-2. files made on the CPU are decoded on the device, and the other way round (`exactness.py`);
-3. decoding, for one picture and for many at once, and without the graphs and the kernels of Triton;
-4. `speed.py` on the device, beside the other codecs.
+tests    those that are marked `cuda`
+bits     files made on the CPU are decoded on the device, and the other way round (`exactness.py`)
+kernels  decoding, for one picture and for many at once, and without the graphs and the kernels of Triton
+speed    `speed.py` on the device, beside the other codecs where imagecodecs is installed
 
 Ends with exit code 1 where a test fails or a bit differs; then nothing is timed.
 """
@@ -13,6 +13,8 @@ Ends with exit code 1 where a test fails or a bit differs; then nothing is timed
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from hvcompress.image_io import read_picture  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 from speed import QUALITY, picture  # noqa: E402
 
+STEPS = ("tests", "bits", "kernels", "speed")
 SIZES = (768, 512), (1920, 1080)
 AT_ONCE = 8  # pictures, each in a thread of its own: the range coder of one works while another is on the device
 
@@ -40,7 +43,8 @@ def run(*command: object) -> None:
     """A step that must succeed, told with its command."""
     line = [sys.executable, *map(str, command)]
     print("\n$ " + " ".join(["python", *line[1:]]), flush=True)
-    if subprocess.run(line, cwd=HERE.parent).returncode:
+    path = os.pathsep.join(filter(None, (str(HERE.parent / "codec"), os.environ.get("PYTHONPATH"))))
+    if subprocess.run(line, cwd=HERE.parent, env=os.environ | {"PYTHONPATH": path}).returncode:
         sys.exit(1)
 
 
@@ -61,8 +65,8 @@ def without_tiles(codec: Codec) -> dict[ExactConv2d, object]:
     return kept
 
 
-def seconds(work, rounds: int = 5) -> float:
-    for _ in range(3):  # so that a size is recorded
+def seconds(work, rounds: int = 5, warm_up: int = 3) -> float:
+    for _ in range(warm_up):  # so that a size is recorded
         work()
     spent = []
     for _ in range(rounds):
@@ -75,6 +79,7 @@ def seconds(work, rounds: int = 5) -> float:
 def kernels_gain(folder: Path, device: str) -> None:
     codec, paths = load_model(device=device), tuple(find_images(folder))
     codec._coder.compile()  # with numba; else the range coder, in Python, is most of the time
+    codec.record_graphs = True
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for size in SIZES:
             data = codec.encode(read_picture(np.asarray(picture(paths, *size))), QUALITY, verify=False).data
@@ -86,7 +91,7 @@ def kernels_gain(folder: Path, device: str) -> None:
                 list(pool.map(codec.decode, [data] * AT_ONCE))
 
             coder = codec.decode_timed(data)[1]["coder"]
-            alone, together = seconds(one), seconds(many) / AT_ONCE
+            alone, together = seconds(one), seconds(many, warm_up=AT_ONCE + 2) / AT_ONCE  # one recording at a time
             recorded, codec._recorded = codec._recorded, None
             launched = seconds(one)
             kept = without_tiles(codec)
@@ -107,13 +112,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.py", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="photographs")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     options = parser.parse_args()
+    if not find_images(options.folder):
+        parser.error(f"no pictures in {options.folder}")
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
-    run("-m", "pytest", "-q", "-m", "cuda", HERE.parent / "tests")
-    same_bits(options.device)
-    kernels_gain(options.folder, options.device)
-    run(HERE / "speed.py", options.folder, "--device", options.device, "--out", HERE / "results" / "speed-cuda.json")
+    if "tests" in options.steps:
+        run("-m", "pytest", "-q", "-m", "cuda", HERE.parent / "tests")
+    if "bits" in options.steps:
+        same_bits(options.device)
+    if "kernels" in options.steps:
+        kernels_gain(options.folder, options.device)
+    if "speed" in options.steps:
+        only = [] if importlib.util.find_spec("imagecodecs") else ["--only-ours"]
+        out = HERE / "results" / "speed-cuda.json"
+        run(HERE / "speed.py", options.folder, "--device", options.device, "--out", out, *only)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
     from hvcompress.image_io import image_bytes, read_picture, to_pil
 
     codec = load_model(task.model, task.device)
-    codec._coder.compile()  # as after some pictures
+    codec._coder.compile()  # as after some pictures, and what follows as in the command
+    codec.record_graphs = True
     png = image_bytes(image, ".png")
 
     def one_round() -> dict:

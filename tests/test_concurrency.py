@@ -28,6 +28,7 @@ from hvcompress.image_io import read_picture
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = Path(hvcompress.__file__).parents[1]
+PATH = os.pathsep.join(filter(None, (str(SOURCES), str(TESTS), os.environ.get("PYTHONPATH"))))  # of other processes
 LIMIT = 600  # seconds, after which a process hangs; no result depends on it
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
@@ -202,7 +203,7 @@ files.write_atomically = together
 sys.exit(cli.main())
 """
     (tmp_path / "out").mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (SOURCES, TESTS)))}
+    environment = {**os.environ, "PYTHONPATH": PATH}
     started = []
     for quality in ("0", "30", "60", "90"):
         command = [sys.executable, "-c", program, "encode", *force, "-q", quality, "a.png", "-o", "out/a.hvci"]
@@ -256,9 +257,8 @@ def digest(data):
 
 
 def in_process(program: str, *arguments: str) -> dict:
-    path = os.pathsep.join((str(SOURCES), str(TESTS)))
     # Two threads, even where there is one core: it is the second one that a child has lost.
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", FORKED + program, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * LIMIT)
     assert done.returncode == 0, done.stderr

@@ -62,6 +62,7 @@ def recording(tiny, monkeypatch) -> RecordedWalks:
     with torch.inference_mode():
         walks = RecordedWalks(tiny._topdown, tiny.device, recorder)
     monkeypatch.setattr(tiny, "_recorded", walks)
+    monkeypatch.setattr(tiny, "record_graphs", True)
     made = []
 
     class Counted(graphs.RecordedWalk):
@@ -110,6 +111,13 @@ def test_a_size_is_recorded_when_it_comes_often(tiny, recording):
     for size in ((64, 64), (30, 100), (30, 100), (30, 100), (64, 64)):
         tiny.decode(files[size])
     assert [walk.size for walk in recording.made] == [(64, 64), (64, 128)]
+
+
+def test_only_who_asks_for_it_records(tiny, recording, monkeypatch):
+    monkeypatch.setattr(tiny, "record_graphs", False)
+    for _ in range(graphs.PATIENCE + 2):
+        tiny.encode(read_picture(noise(64, 64)), 50)
+    assert not recording.made
 
 
 def test_threads_have_recordings_of_their_own(tiny, recording):
@@ -184,9 +192,26 @@ def test_graphs_on_cuda(tiny, tiny_folder):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     on_gpu = codec_module.load_model(tiny_folder, "cuda")
+    on_gpu.record_graphs = True
     files = [tiny.encode(read_picture(noise(130, 200, seed)), 10 + 20 * seed, verify=False).data for seed in range(5)]
     with ThreadPoolExecutor(3) as pool:
         for _ in range(4):
             for data, found in zip(files, pool.map(on_gpu.decode, files), strict=True):
                 assert np.array_equal(found.pixels, tiny.decode(data).pixels)
     assert on_gpu._recorded.works and on_gpu._recorded._idle
+
+
+@pytest.mark.cuda
+def test_a_recording_that_fails_leaves_the_device_in_order():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = torch.device("cuda:0")
+    x, before = torch.ones(1000, device=device), torch.cuda.current_stream(device)
+    with pytest.raises(RuntimeError):
+        graphs.cuda_recorder(device)(lambda: x.sum().item())  # waits for the device, which cannot be recorded
+    assert torch.cuda.current_stream(device) == before
+    assert (torch.ones(1 << 22, device=device) + 1).sum().item() == 1 << 23
+    result, replay = graphs.cuda_recorder(device)(lambda: x + 1)
+    x.fill_(5)
+    replay()
+    assert result.sum().item() == 6000

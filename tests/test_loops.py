@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import torch
 from test_entropy import sample
 
 import hvcompress
-from hvcompress import viterbi
+from hvcompress import forking, viterbi
 from hvcompress.entropy import SYMBOL_LIMIT, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import FormatError
 from hvcompress.machine import PARITY_CHECKS, machine_of
@@ -137,7 +138,7 @@ def test_without_numba():
         "assert coder._loops is None\n"
         "viterbi._searched = viterbi.PATIENCE\n"
         "assert viterbi.integer_search(machine_of(8), torch.rand(9, 4, 3)).shape == (9, 3)\n"
-        "assert viterbi._compiled_for(machine_of(8)) is None\n"
+        "assert viterbi._compiled(machine_of(8), 1) is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hvcompress.__file__).parents[1])
 
@@ -180,7 +181,7 @@ def test_the_search_finds_the_same_paths(state_bits, length, lanes, searched):
         plain = viterbi.integer_search(machine, costs)
         viterbi._searched = viterbi.PATIENCE
         assert torch.equal(viterbi.integer_search(machine, costs), plain)
-    assert viterbi._compiled_for(machine) is not None
+    assert viterbi._compiled(machine, 1) is not None
 
 
 def test_the_search_is_compiled_when_much_was_searched(searched):
@@ -193,8 +194,28 @@ def test_a_search_that_errs_is_not_used(monkeypatch):
     from hvcompress.kernels import loops
 
     monkeypatch.setattr(loops, "search", lambda machine, costs: np.zeros((len(costs), costs.shape[-1]), np.int64))
-    viterbi._compiled_for.cache_clear()
-    try:
-        assert viterbi._compiled_for(machine_of(10)) is None
-    finally:
-        viterbi._compiled_for.cache_clear()
+    assert viterbi._try_compiling(machine_of(10)) is None
+
+
+def test_nothing_is_compiled_in_a_forked_process(searched, monkeypatch):
+    """Only what is there already is used: numba's locks may be held for ever."""
+    viterbi._searched = viterbi.PATIENCE
+    assert viterbi._compiled(machine_of(8), 1) is not None
+    monkeypatch.setattr(viterbi, "_compiled_searches", {machine_of(8): viterbi._compiled(machine_of(8), 1)})
+    monkeypatch.setattr(forking, "_forked", True)
+    assert viterbi._compiled(machine_of(8), 1) is not None and viterbi._compiled(machine_of(10), 1) is None
+    assert COMPILED.compile() and not LayerCoder(gaussian_tables()).compile()
+
+
+def test_where_nothing_may_be_written_loops_are_compiled_anew(tmp_path):
+    """As in a container: neither beside the package nor in a home."""
+    package = tmp_path / "hvcompress"
+    shutil.copytree(Path(hvcompress.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numba.core.caching as caching\n"
+        "caching._CacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError())\n"
+        "from hvcompress.entropy import LayerCoder, gaussian_tables\n"
+        "assert LayerCoder(gaussian_tables()).compile()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert not list(package.rglob("*.nbi"))

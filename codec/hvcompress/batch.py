@@ -81,7 +81,10 @@ def _done(work: Callable[[Any], Any], item: Any) -> Future:
         future.set_result(work(item))
     except Exception as error:
         future.set_exception(error)
-    return future
+    try:
+        return future
+    finally:
+        del future  # which an error, by its traceback, would refer to: a cycle, and all of it kept for a while
 
 
 def _awaited(pending: deque[Future]) -> Future:

@@ -145,7 +145,14 @@ def _checked_crop(crop: Sequence[int] | None, width: int, height: int) -> tuple[
 
 
 class Codec:
-    """A model on a device, ready to code. Safe to share between threads: nothing changes after loading."""
+    """A model on a device, ready to code. Threads may share it.
+
+    record_graphs: of sizes that come often, record the way down as CUDA graphs (`kernels/graphs.py`), which saves a GPU
+    the wait for the CPU. Off, since meanwhile other threads must not wait for the whole device
+    (`torch.cuda.synchronize`): the command, whose threads do not, turns it on.
+    """
+
+    record_graphs = False
 
     def __init__(self, folder: ModelFolder, parts: Parts, device: torch.device):
         self.name, self.fingerprint, self.device = folder.name, folder.fingerprint, device
@@ -598,7 +605,7 @@ class Codec:
     ) -> Generator[Prior, Tensor, Rows]:
         """The way down for a picture of that size with its padding: `TopDown.walk`, or a recording of it."""
         chunk, recorded = plan.chunk(height, width), None
-        if self._recorded is not None and chunk is None and steps == self._steps(height, width):
+        if self.record_graphs and self._recorded is not None and chunk is None and steps == self._steps(height, width):
             recorded = self._recorded.walk(qualities, height, width, last)
         return recorded or self._topdown.walk(qualities, height, width, steps, last, chunk)
 
@@ -616,6 +623,8 @@ class Codec:
             try:
                 yield
             except torch.cuda.OutOfMemoryError as error:
+                if self._recorded is not None:
+                    self._recorded.give_up()
                 raise LimitError(
                     f"{width}x{height}: {self.device} has not enough memory for it; the CPU may"
                 ) from error

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from .errors import FormatError
+from .forking import is_forked
 from .machine import TRAINED_BITS, machine_of
 from .scales import SCALE_LEVELS, scale
 from .trellis import SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
@@ -173,7 +174,8 @@ class LayerCoder:
 
     def compile(self) -> bool:
         """Have the loops compiled now, and not only when much has been coded. Returns whether that is possible."""
-        if self._compiling.acquire(blocking=False):  # once: it is never released
+        # In a forked process numba's locks may be held, by a thread that is not there.
+        if not is_forked() and self._compiling.acquire(blocking=False):  # once: it is never released
             try:
                 from .kernels.loops import Loops
 

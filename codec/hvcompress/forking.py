@@ -11,6 +11,14 @@ from functools import lru_cache
 _LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"]}
 
 
+_forked = False
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one that had imported this package."""
+    return _forked
+
+
 @lru_cache
 def prepare_for_fork() -> None:
     """Called before the first of the locks can be taken. (Processes started by spawn need nothing of this.)"""
@@ -19,6 +27,8 @@ def prepare_for_fork() -> None:
 
 
 def _repair() -> None:
+    global _forked
+    _forked = True
     # Of the parent's threads only the one that forked lives on. GNU's OpenMP does not know, and its next use of two
     # threads would wait for ever for one that is gone; with one thread it has nothing to wait for.
     if "torch" in sys.modules:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .forking import is_forked
 from .machine import PARITY_CHECKS, Machine, machine_of
+
+Search = Callable[[Machine, np.ndarray], np.ndarray]  # what `_search_lanes` is
 
 COST_UNIT = 1 / 32  # bits
 COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of its step
@@ -26,6 +29,7 @@ KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
 PATIENCE = 1 << 28  # states times symbols that are searched before it is worth the time to get the loop compiled
 
 _searched = 0  # so many, by the loops of numpy
+_compiled_searches: dict[Machine, Search | None] = {}
 
 
 @lru_cache
@@ -98,20 +102,19 @@ def integer_search(machine: Machine, costs: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, 1))
 
 
-Search = Callable[[Machine, np.ndarray], np.ndarray]
-
-
 def _compiled(machine: Machine, symbols: int) -> Search | None:
     """The compiled loop for so many symbols more; None before much was searched, and where there is none."""
     global _searched
     if _searched < PATIENCE:
         _searched += symbols * machine.states  # it does not matter if threads that do so at the same time lose some
         return None
-    return _compiled_for(machine)
+    # numba has locks that a thread of the parent may have held when this process was forked.
+    if machine not in _compiled_searches and not is_forked():
+        _compiled_searches[machine] = _try_compiling(machine)
+    return _compiled_searches.get(machine)
 
 
-@lru_cache
-def _compiled_for(machine: Machine) -> Search | None:
+def _try_compiling(machine: Machine) -> Search | None:
     """`kernels.loops.search`, if there is numba, and it finds what `_search_lanes` does."""
     try:
         from .kernels.loops import search

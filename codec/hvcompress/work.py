@@ -98,6 +98,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     from .codec import load_model
 
     codec = load_model(options.model, options.device)
+    codec.record_graphs = True
     encode = partial(encode_to, codec) if isinstance(options.rate, Target) else codec.encode
     encoded = encode(
         picture,
@@ -133,6 +134,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
     from .codec import codec_for
 
     codec = codec_for(data, options.device, options.model, partial=options.partial)
+    codec.record_graphs = True
     began = time.perf_counter()
     picture = codec.decode(
         data,

@@ -12,6 +12,7 @@ place of CUDA's all of this runs without a GPU (`tests/test_graphs.py`).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -35,6 +36,7 @@ KEPT = 1 << 24  # pixels of all recordings together; they take some 140 bytes ea
 SIZES = 256  # that are remembered as seen
 
 _recording = threading.Lock()  # a device is waited for before it records, which must not be while it does
+_failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still refer to them
 
 
 def cuda_recorder(device: torch.device) -> Record:
@@ -43,9 +45,22 @@ def cuda_recorder(device: torch.device) -> Record:
 
     def record(work: Callable[[], Result]) -> tuple[Result, Replay]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may allocate memory meanwhile.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-            result = work()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.cuda.device(device))
+            # Not in inference mode, in which the state of random generators, made now, could never be changed outside.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            # A recording that fails is left on its own stream: with this one goes back from there.
+            stack.enter_context(torch.cuda.stream(torch.cuda.current_stream(device)))
+            try:
+                # thread_local: other threads may allocate memory meanwhile.
+                with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                    result = work()
+            except BaseException:
+                _failed.append(graph)
+                with contextlib.suppress(Exception):  # else torch's allocator would go on as if it were recorded
+                    torch._C._cuda_endAllocateToPool(device.index, pool)
+                raise
         return result, graph.replay
 
     return record
@@ -91,7 +106,7 @@ class RecordedWalks:
 
     def __init__(self, topdown: TopDown, device: torch.device, recorder: Callable[[torch.device], Record]):
         self._topdown, self._device, self._recorder = topdown, device, recorder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # where memory is collected under it, `_used` may come to its end
         self._seen: OrderedDict[Size, int] = OrderedDict()  # the least recent first, as below
         self._idle: OrderedDict[Size, list[RecordedWalk]] = OrderedDict()
         self._pixels = 0  # of all recordings, those in use among them
@@ -110,8 +125,9 @@ class RecordedWalks:
             return (yield from recorded.walk(qualities, last))
         finally:  # also where the picture's file turns out to be damaged
             with self._lock:
-                self._idle.setdefault(recorded.size, []).append(recorded)
-                self._idle.move_to_end(recorded.size)
+                if self.works:
+                    self._idle.setdefault(recorded.size, []).append(recorded)
+                    self._idle.move_to_end(recorded.size)
 
     def _take(self, size: Size) -> RecordedWalk | None:
         """An idle recording, or a new one."""
@@ -134,15 +150,26 @@ class RecordedWalks:
             self.works = False
         finally:
             _recording.release()
-        return recorded if self.works else None
+        if not self.works:
+            self.give_up()
+            return None
+        return recorded
+
+    def give_up(self) -> None:
+        """Give back the memory of all recordings that are not in use."""
+        with self._lock:
+            for size, idle in self._idle.items():
+                self._pixels -= len(idle) * size[0] * size[1]
+            self._idle.clear()
 
     def _make_room(self, pixels: int) -> bool:
         """Give up idle recordings of other sizes, those that were not in use for longest first, as far as necessary."""
         for other in list(self._idle):
-            while self._pixels + pixels > KEPT and self._idle[other]:
-                self._idle[other].pop()
+            idle = self._idle[other]
+            while self._pixels + pixels > KEPT and idle:
+                idle.pop()
                 self._pixels -= other[0] * other[1]
-            if not self._idle[other]:
+            if not idle:
                 del self._idle[other]
         return self._pixels + pixels <= KEPT
 

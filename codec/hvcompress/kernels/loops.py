@@ -10,6 +10,8 @@ wrong with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
@@ -23,7 +25,14 @@ WORD, PRECISION = np.uint64(32), np.uint64(24)
 FULL = np.uint64(2**64 - 1)
 NARROW = np.uint64(2**32)  # an interval below that takes in another word
 RAW_BITS = np.uint64(8)  # what an escaped symbol's 16 leave of the precision
-FAR = np.int16(MAX_BITS * COST_LIMIT)
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiled at its first call, or loaded from where numba keeps what it has compiled, if it may write anywhere."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
 
 
 class Loops:
@@ -64,7 +73,7 @@ def _ends(weights: np.ndarray) -> np.ndarray:
     return np.append(begins, TOTAL).astype(np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _quantizers(parities, lanes, following):
     """(N,) parities of symbols, dealt to lanes, and (S, 2) the machine's next states -> (N,) uint8 quantizers."""
     quantizers = np.empty(len(parities), np.uint8)
@@ -77,7 +86,7 @@ def _quantizers(parities, lanes, following):
     return quantizers
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _place(ends, first, last, quantile):
     """Which of the intervals first..last-1, interval i being from ends[i] to ends[i + 1], the quantile lies in."""
     while last - first > 1:
@@ -89,7 +98,7 @@ def _place(ends, first, last, quantile):
     return first
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _refilled(rest, width, words, position):
     """What is left of the point and the interval, with another word where the interval has become narrow."""
     if width >= NARROW:
@@ -98,7 +107,7 @@ def _refilled(rest, width, words, position):
     return rest << WORD | np.uint64(word), width << WORD, position + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decode(words, indices, lanes, following, even, ends, starts, smallest, reach):
     """`entropy.LayerCoder._decode`, and whether all went as it does with an encoder's bytes.
 
@@ -148,7 +157,7 @@ def _decode(words, indices, lanes, following, even, ends, starts, smallest, reac
     return symbols, keys, position < len(words)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sorted(keys, count):
     """(N,) keys below `count` -> (N,) their places, in the order of the keys; of the same key, in their own."""
     next_place = np.zeros(count + 1, np.int64)
@@ -166,13 +175,14 @@ def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
     """What `viterbi._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
     length, lanes = costs.shape[0], costs.shape[-1]
     by_lane = np.ascontiguousarray(costs.reshape(length, 4, lanes).transpose(2, 0, 1))
-    odd, feedback = machine.following[0, 1], machine.following[1, 0]
-    return _search(by_lane, np.uint64(odd), np.uint64(feedback), np.uint64(machine.states))
+    code = np.uint64([machine.following[0, 1], machine.following[1, 0], machine.states])
+    return _search(by_lane, *code, np.int16(MAX_BITS * COST_LIMIT), MAX_BITS, REBASE)  # constants would be kept as well
 
 
-@njit(cache=True, nogil=True)
-def _search(costs, odd, feedback, states):
+@compiled
+def _search(costs, odd, feedback, states, far, near_steps, rebase):
     """costs: (n, T, 4) int16. odd, feedback: what an odd symbol, and the quantizer, change of a state, by exclusive or.
+    far: of what is not reached yet, in so many steps; see `viterbi.integer_search`.
 
     Two states that share one successor share the other too: one is what an even symbol makes of the first and an odd
     one of the second, the other is the reverse. So they are computed in pairs.
@@ -186,7 +196,7 @@ def _search(costs, odd, feedback, states):
     cheaper = np.empty((length, states), np.uint8)  # whether the way by an odd symbol is
     total, following = np.empty(states, np.int16), np.empty(states, np.int16)
     for lane in range(lanes):
-        total[:] = FAR
+        total[:] = far
         total[0] = 0
         for t in range(length):
             for quantizer in (np.uint64(0), one):  # of the states that lead to those of the lower half, and the upper
@@ -205,9 +215,9 @@ def _search(costs, odd, feedback, states):
                         following[twin] = min(by_even, by_odd)
                         cheaper[t, twin] = by_odd < by_even
             total, following = following, total
-            if t < MAX_BITS:
-                np.minimum(total, FAR, total)
-            if t % REBASE == REBASE - 1:
+            if t < near_steps:
+                np.minimum(total, far, total)
+            if t % rebase == rebase - 1:
                 total -= total.min()
         state = np.uint64(total.argmin())
         for t in range(length - 1, -1, -1):
