@@ -337,8 +337,9 @@ def test_the_locks_that_a_child_gets_anew_are_all_there_are():
     found = {}
     for path in (SOURCES / "hvcompress").rglob("*.py"):
         names = [line.split()[0] for line in path.read_text().splitlines() if "= threading.Lock()" in line[:60]]
-        if names and path.stem != "forking":
-            found[path.stem] = names
+        name = ".".join(path.relative_to(SOURCES / "hvcompress").with_suffix("").parts)
+        if names and name != "forking":
+            found[name] = names
     assert {name: sorted(locks) for name, locks in forking._LOCKS.items()} == {n: sorted(v) for n, v in found.items()}
 
 

@@ -8,7 +8,12 @@ import threading
 from functools import lru_cache
 
 # Those of the whole process.
-_LOCKS = {"batch": ["_sharing"], "codec": ["_loading"], "image_io": ["_opening"]}
+_LOCKS = {
+    "batch": ["_sharing"],
+    "codec": ["_loading"],
+    "image_io": ["_opening"],
+    "kernels.graphs": ["_recording"],
+}
 
 
 _forked = False
