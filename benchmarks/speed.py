@@ -159,6 +159,7 @@ def batch(task: Task) -> list[dict]:
     import hvcompress
 
     codec = hvcompress.load_model(task.model, task.device)
+    codec.record_graphs = True
     many = max(2, cores())
     images = [np.asarray(picture(task.paths, task.width, task.height))] * (4 * many)
     options = {"model": task.model, "device": str(codec.device)}
