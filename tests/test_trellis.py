@@ -17,7 +17,7 @@ import torch
 from hvcompress import trellis, viterbi
 from hvcompress.container import STATE_BITS
 from hvcompress.entropy import path_of
-from hvcompress.machine import PARITY_CHECKS, machine_of
+from hvcompress.machine import PARITY_CHECKS, machine_of, shift_register
 from hvcompress.network import scale_of
 from hvcompress.scales import LOG_SCALE_STEP, SCALE_MIN
 from hvcompress.trellis import WEIGHT, level_bits, quantize, symbols_of
@@ -44,6 +44,19 @@ def test_every_state_is_entered_from_two_by_different_symbols(state_bits):
         assert np.array_equal(code.following[came[parity], parity], state)
         assert np.array_equal(came[parity] & 1, state >= code.states // 2)
     assert np.array_equal(came[0][code.twins], came[1])
+
+
+@pytest.mark.parametrize("state_bits", STATE_BITS)
+def test_a_shift_register_without_feedback_is_the_same_machine(state_bits):
+    state, parity_for_zero = shift_register(state_bits)
+    following, register = machine_of(state_bits).following, np.arange(1 << state_bits)
+    assert np.array_equal(np.sort(state), register) and state[0] == 0
+    for bit in (0, 1):
+        after = register >> 1 | bit << state_bits - 1
+        assert np.array_equal(following[state, parity_for_zero ^ bit], state[after])
+    # What the compiled search assumes of registers that lead to the same ones.
+    assert np.array_equal(state[::2] & 1, state[1::2] & 1)
+    assert np.array_equal(parity_for_zero[::2], 1 - parity_for_zero[1::2])
 
 
 @pytest.mark.parametrize("state_bits", STATE_BITS)

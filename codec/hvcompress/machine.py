@@ -51,3 +51,27 @@ def machine_of(state_bits: int) -> Machine:
     following = (state >> 1) ^ ((state & 1) * (quantizers >> 1)) ^ (parity * (parities >> 1))
     came_even, came_odd = np.argsort(following[:, 0]), np.argsort(following[:, 1])
     return Machine(following, np.concatenate((came_even, came_odd)), np.argsort(came_even)[came_odd])
+
+
+@lru_cache
+def shift_register(state_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The machine of 2^state_bits states, S, in other terms: what it has seen shifts a register, without feedback.
+
+    A register r has one bit for each of the last steps, the newest on top: r >> 1 | bit << state_bits - 1 comes after
+    r. Returns (S,) int64, the state that r stands for, and (S,) int64, the parity of the symbol that makes the next
+    bit a 0; one of the other parity makes it a 1. (Forney 1970, "Convolutional codes I": the encoder of the same code
+    that is a product with the checks' polynomials, not a quotient.)
+    """
+    wanted, top = np.arange(1 << state_bits), state_bits - 1
+    register, state = np.zeros((2, len(wanted)), np.int64)  # of no symbols yet
+    following = machine_of(state_bits).following
+
+    def parity_for_zero() -> np.ndarray:
+        check = PARITY_CHECKS[state_bits][0] >> 1
+        return sum(register >> top - age & check >> age & 1 for age in range(state_bits)) & 1
+
+    for age in range(state_bits):  # the bits of all registers go in, the oldest first
+        bit = wanted >> age & 1
+        state = following[state, parity_for_zero() ^ bit].astype(np.int64)
+        register = register >> 1 | bit << top
+    return state, parity_for_zero()

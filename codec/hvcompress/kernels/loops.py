@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from ..entropy import TABLES, TOTAL
-from ..machine import Machine, machine_of
+from ..machine import Machine, machine_of, shift_register
 from ..scales import SCALE_LEVELS
 from ..trellis import lanes_of
 from ..viterbi import COST_LIMIT, MAX_BITS, REBASE
@@ -175,55 +175,80 @@ def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
     """What `viterbi._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
     length, lanes = costs.shape[0], costs.shape[-1]
     by_lane = np.ascontiguousarray(costs.reshape(length, 4, lanes).transpose(2, 0, 1))
-    code = np.uint64([machine.following[0, 1], machine.following[1, 0], machine.states])
-    return _search(by_lane, *code, np.int16(MAX_BITS * COST_LIMIT), MAX_BITS, REBASE)  # constants would be kept as well
+    state, parity = shift_register(machine.states.bit_length() - 1)
+    return _search(by_lane, state, parity, np.int16(MAX_BITS * COST_LIMIT), MAX_BITS, REBASE)  # else kept as constants
 
 
 @compiled
-def _search(costs, odd, feedback, states, far, near_steps, rebase):
-    """costs: (n, T, 4) int16. odd, feedback: what an odd symbol, and the quantizer, change of a state, by exclusive or.
+def _search(costs, state, parity, far, near_steps, rebase):
+    """costs: (n, T, 4) int16. state, parity: (S,), of `machine.shift_register`, by which a machine is looked at here.
     far: of what is not reached yet, in so many steps; see `viterbi.integer_search`.
 
-    Two states that share one successor share the other too: one is what an even symbol makes of the first and an odd
-    one of the second, the other is the reverse. So they are computed in pairs.
+    Registers 2 i and 2 i + 1 are of the same quantizer and lead to i and to i + S / 2, by symbols of different parity.
     """
-    one = np.uint64(1)
-    half, apart = states >> one, one  # apart: the highest bit of odd, in which the states of a pair differ
-    while apart << one <= odd:
-        apart <<= one
     lanes, length = costs.shape[0], costs.shape[1]
+    half, eighth = len(state) >> 1, len(state) >> 3
+    shifted, odd = -(state[::2] & 1).astype(np.int16), -parity[::2].astype(np.int16)  # masks: of 2 i, for its way to i
     branches = np.empty((length, lanes), np.int64)
-    cheaper = np.empty((length, states), np.uint8)  # whether the way by an odd symbol is
-    total, following = np.empty(states, np.int16), np.empty(states, np.int16)
+    upper, packed = np.empty(half, np.uint8), np.empty((length, eighth), np.uint8)
+    total, following = np.empty(len(state), np.int16), np.empty(len(state), np.int16)
     for lane in range(lanes):
         total[:] = far
         total[0] = 0
         for t in range(length):
-            for quantizer in (np.uint64(0), one):  # of the states that lead to those of the lower half, and the upper
-                even_cost = costs[lane, t, 2 * quantizer]
-                odd_cost = costs[lane, t, 2 * quantizer + one]
-                turned = quantizer * feedback
-                for block in range(quantizer * half, (quantizer + one) * half, apart << one):
-                    for state in range(block, block + apart):
-                        twin = state ^ odd
-                        here = total[((state ^ turned) << one) + quantizer]
-                        there = total[((twin ^ turned) << one) + quantizer]
-                        by_even, by_odd = np.int16(here + even_cost), np.int16(there + odd_cost)
-                        following[state] = min(by_even, by_odd)
-                        cheaper[t, state] = by_odd < by_even
-                        by_even, by_odd = np.int16(there + even_cost), np.int16(here + odd_cost)
-                        following[twin] = min(by_even, by_odd)
-                        cheaper[t, twin] = by_odd < by_even
+            even_0, odd_0, even_1, odd_1 = costs[lane, t]
+            _add_step(total, following, upper, shifted, odd, even_0, odd_0, even_1, odd_1)
+            _pack(upper, packed[t])
             total, following = following, total
             if t < near_steps:
                 np.minimum(total, far, total)
             if t % rebase == rebase - 1:
-                total -= total.min()
-        state = np.uint64(total.argmin())
+                _subtract(total, total.min())
+        register, least = 0, total.min()
+        for other in range(len(state)):  # of several, as numpy's argmin does, the first state
+            if total[other] == least and (total[register] > least or state[other] < state[register]):
+                register = other
         for t in range(length - 1, -1, -1):
-            parity = np.uint64(cheaper[t, state])
-            came_to = state ^ (odd * parity)  # where an even symbol would have led
-            quantizer = came_to // half
-            state = ((came_to ^ (quantizer * feedback)) << one) + quantizer
-            branches[t, lane] = 2 * quantizer + parity
+            bit, i = register // half, register % half
+            came = packed[t, i % eighth] >> (2 * (i // eighth) + bit) & 1
+            register = 2 * i + came
+            branches[t, lane] = 2 * (state[register] & 1) + (parity[register] ^ bit)
     return branches
+
+
+@compiled
+def _add_step(total, following, upper, shifted, odd, even_0, odd_0, even_1, odd_1):
+    """The totals after a step, and in bits 0 and 1 of upper[i] whether the way to i, and to i + S / 2, is from 2 i + 1.
+
+    Without branches and with all in 16 bits, so that a processor takes as many i at a time as its vectors hold. Of two
+    ways that cost the same, the one by an even symbol is taken.
+    """
+    half = len(upper)
+    low, high = following[:half], following[half:]
+    evens, odds = np.int16(even_0 ^ even_1), np.int16(odd_0 ^ odd_1)  # by exclusive or with a mask: one or the other
+    for i in range(half):
+        even, odd_ = np.int16(even_0 ^ np.int16(shifted[i] & evens)), np.int16(odd_0 ^ np.int16(shifted[i] & odds))
+        both = np.int16(even ^ odd_)
+        straight = np.int16(even ^ np.int16(odd[i] & both))  # from 2 i to i, and from 2 i + 1 to i + S / 2
+        across = np.int16(straight ^ both)
+        one, other = total[2 * i], total[2 * i + 1]
+        low_one, low_other = np.int16(one + straight), np.int16(other + across)
+        high_one, high_other = np.int16(one + across), np.int16(other + straight)
+        low[i], high[i] = min(low_one, low_other), min(high_one, high_other)
+        low_upper = np.int16(low_other + odd[i]) < low_one
+        high_upper = high_other < np.int16(high_one + np.int16(odd[i] + 1))
+        upper[i] = np.uint8(low_upper) | np.uint8(high_upper) << np.uint8(1)
+
+
+@compiled
+def _pack(pairs, packed):
+    """(4 n,) pairs of bits -> (n,) bytes: pair i is in byte i mod n, at bit 2 (i div n)."""
+    count = len(packed)
+    for i in range(count):
+        packed[i] = pairs[i] | pairs[count + i] << 2 | pairs[2 * count + i] << 4 | pairs[3 * count + i] << 6
+
+
+@compiled
+def _subtract(total, amount):
+    for i in range(len(total)):
+        total[i] -= amount
