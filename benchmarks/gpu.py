@@ -4,7 +4,8 @@
 
 tests    those that are marked `cuda`
 bits     files made on the CPU are decoded on the device, and the other way round (`exactness.py`)
-kernels  decoding, for one picture and for many at once, and without the graphs and the kernels of Triton
+kernels  decoding, for one picture and for many at once, with copies that are waited for, and without the graphs and
+         the kernels of Triton
 speed    `speed.py` on the device, beside the other codecs where imagecodecs is installed
 
 Ends with exit code 1 where a test fails or a bit differs; then nothing is timed.
@@ -19,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -28,6 +31,8 @@ sys.path[:0] = [str(HERE.parent / "codec"), str(HERE)]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from hvcompress import codec as codec_module  # noqa: E402
+from hvcompress import pixels as pixels_module  # noqa: E402
 from hvcompress.codec import Codec, load_model  # noqa: E402
 from hvcompress.exact import ExactConv2d  # noqa: E402
 from hvcompress.image_io import read_picture  # noqa: E402
@@ -65,6 +70,24 @@ def without_tiles(codec: Codec) -> dict[ExactConv2d, object]:
     return kept
 
 
+@contextmanager
+def waited_copies() -> Iterator[None]:
+    """Every copy, by way of memory that is not pinned, holds up the thread that asks for it."""
+
+    def fetched(x: torch.Tensor):
+        copy = x.cpu()
+        return lambda: copy
+
+    fetch, send = codec_module.fetch, codec_module.send
+    codec_module.fetch = pixels_module.fetch = fetched
+    codec_module.send = torch.Tensor.to
+    try:
+        yield
+    finally:
+        codec_module.fetch = pixels_module.fetch = fetch
+        codec_module.send = send
+
+
 def seconds(work, rounds: int = 5, warm_up: int = 3) -> float:
     for _ in range(warm_up):  # so that a size is recorded
         work()
@@ -92,6 +115,8 @@ def kernels_gain(folder: Path, device: str) -> None:
 
             coder = codec.decode_timed(data)[1]["coder"]
             alone, together = seconds(one), seconds(many, warm_up=AT_ONCE + 2) / AT_ONCE  # one recording at a time
+            with waited_copies():
+                waited = seconds(one)
             recorded, codec._recorded = codec._recorded, None
             launched = seconds(one)
             kept = without_tiles(codec)
@@ -103,9 +128,10 @@ def kernels_gain(folder: Path, device: str) -> None:
                 f"{size[0]}x{size[1]}: decode {1000 * alone:.1f} ms, of which range coder {1000 * coder:.1f};", end=" "
             )
             print(f"{AT_ONCE} at once {1 / together:.1f} images/s;", end=" ")
-            print(f"{launched / alone:.2f} times as long without graphs", end="")
+            print(f"{waited / alone:.2f} times as long with copies that are waited for,", end=" ")
+            print(f"{launched / alone:.2f} without graphs", end="")
             print(f" ({'' if recorded.works else 'not '}recorded),", end=" ")
-            print(f"{plain / alone:.2f} times without the kernels either", flush=True)
+            print(f"{plain / alone:.2f} without the kernels either", flush=True)
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ from .errors import (
 )
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
+from .kernels.copies import fetch, send
 from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
@@ -86,12 +87,7 @@ def lagrangian(picture: Picture, encoded: Encoded) -> float:
 
 def _units_bytes(x: Tensor) -> bytes:
     """Units, multiples of 2^-10, in raster order, as little-endian int32."""
-    return x.contiguous().cpu().numpy().astype("<i4").tobytes()
-
-
-def _indices(scale_index: Tensor) -> np.ndarray:
-    """(1, c, h, w) -> (c, h, w) uint8, for the range coder."""
-    return scale_index[0].cpu().numpy()
+    return x.cpu().contiguous().numpy().astype("<i4").tobytes()
 
 
 def _rows_of(prior: Prior, first: int, last: int) -> Prior:
@@ -123,12 +119,20 @@ class LatentHash:
 
     def __init__(self, layers: int):
         self._digests = [hashlib.sha256() for _ in range(layers)]
+        self._coming: list[tuple[int, Callable[[], Tensor]]] = []
 
     def update(self, layer: int, z: Tensor) -> None:
-        """z: (1, c, h, w) in units, a segment of a layer."""
-        self._digests[layer].update(_units_bytes(z))
+        """z: (1, c, h, w) in units, a segment of a layer, which may come from a GPU until it is hashed."""
+        self._coming.append((layer, fetch(z)))
+
+    def catch_up(self) -> None:
+        """Hash what `update` was given: when it has arrived, and the device has been given something else to do."""
+        for layer, wait in self._coming:
+            self._digests[layer].update(_units_bytes(wait()))
+        self._coming.clear()
 
     def digest(self) -> bytes:
+        self.catch_up()
         return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).digest()
 
 
@@ -352,9 +356,11 @@ class Codec:
                 part = _rows_of(prior, top, bottom)
                 levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index, state_bits)
                 levels = levels.to(torch.int16)
+                coming = fetch(levels[0]), fetch(part.scale_index[0])
                 z = dequantize(part, levels, self._topdown.snap)
-                use(Segment(layer, levels[0].cpu().numpy(), _indices(part.scale_index), z))
+                latents.catch_up()
                 latents.update(layer, z)
+                use(Segment(layer, *(wait().numpy() for wait in coming), z))
                 return z
 
             return self._by_segments(prior, features.height, features.width, lambda _, *span: quantized(*span))
@@ -537,11 +543,13 @@ class Codec:
             def decoded(number: int, top: int, bottom: int) -> Tensor:
                 nonlocal coder
                 part = _rows_of(prior, top, bottom)
-                indices = _indices(part.scale_index)
+                coming = fetch(part.scale_index[0])
+                latents.catch_up()
+                indices = coming().numpy()
                 began = time.perf_counter()
                 levels = self._coder.decode(streams[prior.layer][number], indices, parsed.header.state_bits)
                 coder += time.perf_counter() - began
-                z = dequantize(part, torch.from_numpy(levels).to(self.device)[None], self._topdown.snap)
+                z = dequantize(part, send(torch.from_numpy(levels), self.device)[None], self._topdown.snap)
                 latents.update(prior.layer, z)
                 if look is not None:
                     look(Segment(prior.layer, levels, indices, z))

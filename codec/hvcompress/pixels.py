@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import plan
+from .kernels.copies import fetch
 from .network import PIXEL_STRIDE, Encoder, Synthesis, samples_of
 from .plan import padded
 from .rows import Rows
@@ -89,19 +92,31 @@ class Painter:
         step = chunk or end
         tops = range(self._first // PIXEL_STRIDE, end, step)
         self._bands = [(top, min(top + step, end)) for top in tops]  # rows of patches
+        self._coming: Callable[[], None] | None = None  # puts the last band into its place
 
     def advance(self) -> None:
-        """Make all pixels that the known rows of the feature suffice for."""
+        """Make all pixels that the known rows suffice for; of a GPU's the last band may be on its way."""
         while self._bands and self._synthesis.rows_before(*self._bands[0], self._height)[1] <= self._h.known:
-            self._paint(*self._bands.pop(0))
+            before, self._coming = self._coming, self._painted(*self._bands.pop(0))
+            if before is not None:
+                before()
+        if not self._bands and self._coming is not None:
+            self._coming()
+            self._coming = None
 
-    def _paint(self, top: int, bottom: int) -> None:
+    def _painted(self, top: int, bottom: int) -> Callable[[], None]:
+        """Have a band made. What is returned puts it into its place."""
         samples = samples_of(self._patches.take(top, bottom), self._white)[0, :, :, : self._width]
         self._patches.forget_above(bottom)
         values = samples.to(torch.uint8) if self._type == np.uint8 else samples  # less to copy from a GPU
-        band = values.permute(1, 2, 0).cpu().numpy()[:, self._columns]
-        a, b = max(self._first, PIXEL_STRIDE * top), min(self._last, PIXEL_STRIDE * bottom)
-        band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]
-        if self._gray:  # the network does not know that the planes should be equal
-            band = np.rint(band.mean(2, keepdims=True))
-        self.pixels[a - self._first : b - self._first] = band
+        wait = fetch(values.permute(1, 2, 0))
+
+        def place() -> None:
+            band = wait().numpy()[:, self._columns]
+            a, b = max(self._first, PIXEL_STRIDE * top), min(self._last, PIXEL_STRIDE * bottom)
+            band = band[a - PIXEL_STRIDE * top : b - PIXEL_STRIDE * top]
+            if self._gray:  # the network does not know that the planes should be equal
+                band = np.rint(band.mean(2, keepdims=True))
+            self.pixels[a - self._first : b - self._first] = band
+
+        return place

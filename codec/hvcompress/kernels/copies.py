@@ -1,0 +1,33 @@
+"""Copies between a GPU and the computer by way of pinned memory: both go on working while one is on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def fetch(x: Tensor) -> Callable[[], Tensor]:
+    """Have x copied into the computer's memory. What is returned waits until it is there, and gives it.
+
+    Until then the device does what it was given to do before, and afterwards what it is given next.
+    """
+    if x.device.type != "cuda":
+        return lambda: x
+    copy = x.to("cpu", non_blocking=True)  # into memory that torch pins
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(x.device))
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return copy
+
+    return wait
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """x, of the computer's memory, on a device, for which nobody waits; x may change at once."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)  # torch keeps what it has pinned until the copy is made
