@@ -204,7 +204,7 @@ def _header(rng: random.Random, base: Container) -> bytes:
         "gray": not header.gray,
         "quality": rng.choice((0, 1, 50, 99, 100, 101, 127, 128, 255, max(header.quality - 1, 0), header.quality + 1)),
         "offsets": tuple(rng.choice((-128, -41, -40, -1, 0, 1, 40, 41, 127)) for _ in range(count)),
-        "state_bits": rng.choice((0, 8, 9, 10, 12, 14, 255)),
+        "state_bits": rng.choice((0, 8, 9, 10, 12, 14, 16, 255)),
         "fingerprint": rng.randbytes(4),
         "latent_hash": rng.randbytes(4),
     }

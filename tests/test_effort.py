@@ -45,7 +45,7 @@ def test_effort_helps_and_decodes(tiny, picture):
 
 def test_a_longer_search_needs_no_fitting(tiny, picture):
     """Below effort 4 there is nothing but more states, which the file names."""
-    for level, state_bits in ((1, 10), (2, 12), (3, 14)):
+    for level, state_bits in ((1, 12), (2, 14), (3, 16)):
         encoded = tiny.encode(picture, 50, effort=level, verify=False)
         assert hvcompress.read_info(encoded.data).state_bits == state_bits
         assert encoded.seconds["fit"] == 0 and encoded.picture is None
@@ -217,7 +217,7 @@ def test_effort_repeats_itself_and_respects_betas(tiny, picture):
 
 def test_a_level_is_more_work_than_the_one_before():
     levels = [effort.level_of(number) for number in range(1, 10)]
-    assert levels[0] == effort.Level(10, steps=0)
+    assert levels[0] == effort.Level(12, steps=0)
     for less, more in itertools.pairwise(levels):
         assert less != more
         assert less.state_bits <= more.state_bits and less.steps <= more.steps and less.files <= more.files

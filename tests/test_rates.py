@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -247,6 +248,24 @@ def test_rates_of_an_image_are_those_of_its_file(rates, here, tiny_folder, capsy
     assert of_file.pop("file") == "photo.hvci" and of_image.pop("file") == "photo.png"
     assert of_file == of_image and of_file["quality"] == 33
     assert os.listdir("maps") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX pipes")
+def test_rates_from_a_named_pipe(rates, here, coded, capsys):
+    """As shells make them of `<(command)`: what was read to see what it is cannot be read again."""
+    os.mkfifo("pipe")
+    for data, code in (
+        (coded["balanced"], 0),
+        ((here / "photo.png").read_bytes(), 0),
+        (b"no image", 3),
+        (coded["balanced"][:-1], 4),
+    ):
+        writer = threading.Thread(target=(here / "pipe").write_bytes, args=(data,))
+        writer.start()
+        assert rates("pipe") == code
+        writer.join()
+        captured = capsys.readouterr()
+        assert captured.out.startswith("pipe: 131x75") if code == 0 else one_line(captured).startswith("pipe: ")
 
 
 def test_rates_as_json(rates, capsys, monkeypatch, coded):

@@ -192,7 +192,7 @@ def test_a_residual_of_zero_may_steer_the_state():
     assert is_path(levels[0], index[0])
 
 
-@pytest.mark.parametrize("state_bits, lanes", [(8, 1), (8, 3), (8, 200), (10, 18), (12, 3), (14, 2)])
+@pytest.mark.parametrize("state_bits, lanes", [(8, 1), (8, 3), (8, 200), (10, 18), (12, 3), (14, 2), (16, 2)])
 def test_the_search_in_integers_is_as_good_as_the_plain_one(state_bits, lanes):
     """Scales and residuals of all sizes; no branch costs more than the integers hold."""
     generator = torch.Generator().manual_seed(6)

@@ -37,6 +37,7 @@ from .console import (
 )
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, HvcompressWarning, ModelError, OutputError, UsageError
+from .files import is_special, read_file
 from .jobs import IMAGE_SUFFIXES, STANDARD, Inputs, Job, check, jobs_for, read_compressed, same_file, write
 from .memory import collect_rarely, use_memory_again
 from .quality import LEVELS, beta_of, offset_of, quality_of
@@ -529,12 +530,13 @@ def rates_command(args: argparse.Namespace) -> int:
 
 def _read_compressed_or_picture(source: str) -> bytes | Picture:
     """The bytes of an .hvci file; of any other, the picture in it."""
-    data = read_compressed(source)
+    piped = source != STANDARD and is_special(source)  # and can be read only once
+    data = read_file(source, b"") if piped else read_compressed(source)
     if data.startswith(MAGIC):
         return data
     from .image_io import read_picture
 
-    return read_picture(data if source == STANDARD else source)
+    return read_picture(data if piped or source == STANDARD else source)
 
 
 def _draw_maps(rates: list[LayerRate], info: FileInfo, maps: list[Job], force: bool) -> list[dict]:

@@ -48,15 +48,15 @@ class Level:
 
 
 LEVELS = {
-    1: Level(10),
-    2: Level(12),
-    3: Level(14),
-    4: Level(14, steps=32, files=1),
-    5: Level(14, steps=64, files=1),
-    6: Level(14, steps=128, files=2),
-    7: Level(14, steps=256, files=4),
-    8: Level(14, steps=512, files=8),
-    9: Level(14, steps=1024, files=16),
+    1: Level(12),
+    2: Level(14),
+    3: Level(16),
+    4: Level(16, steps=32, files=1),
+    5: Level(16, steps=64, files=1),
+    6: Level(16, steps=128, files=2),
+    7: Level(16, steps=256, files=4),
+    8: Level(16, steps=512, files=8),
+    9: Level(16, steps=1024, files=16),
 }
 
 

@@ -65,7 +65,7 @@ def write_atomically(path: str | os.PathLike, data: bytes, *, overwrite: bool) -
     shown = os.fsdecode(path)
     try:
         path = os.path.realpath(shown)
-        if _is_special(path):
+        if is_special(path):
             with open(path, "wb") as file:
                 file.write(data)
             return
@@ -190,7 +190,7 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """A pipe, a device or a socket; a folder is not."""
     try:
         mode = os.stat(path).st_mode

@@ -5,7 +5,7 @@ In units of half a step, one quantizer has the even levels, the other the odd on
     quantizer 0    ... -4    -2     0     2     4 ...       level = 2 k
     quantizer 1    ...  -3    -1    0    1     3  ...       level = 2 k - sign(k)
 
-The symbol k is what is coded. Its parity drives a state machine of 256 to 16,384 states (`machine.py`), and the state
+The symbol k is what is coded. Its parity drives a state machine of 256 to 65,536 states (`machine.py`), and the state
 chooses the quantizer of the next symbol. So a symbol costs what one of a uniform quantizer with a whole step would, but
 the values that a sequence can take lie more densely: by choosing the whole sequence of symbols at once (`viterbi.py`),
 the encoder gets 1.3 dB less error and more at the same rate, of the 1.53 that no quantizer can exceed at high rates.

@@ -21,12 +21,12 @@ Search = Callable[[Machine, np.ndarray], np.ndarray]  # what `_search_lanes` is
 COST_UNIT = 1 / 32  # bits
 COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of its step
 MAX_BITS = max(PARITY_CHECKS)
-REBASE = 8  # steps after which the totals are counted anew from their minimum
+REBASE = 6  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
 TOTALS = 1 << 17  # of so many lanes times states at most, which bounds the memory of a search to some 40 MiB
 THREADS = 8  # that search at a time, at most
 KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
-PATIENCE = 1 << 28  # states times symbols that are searched before it is worth the time to get the loop compiled
+PATIENCE = 1 << 29  # states times symbols that are searched before it is worth the time to get the loop compiled
 
 _searched = 0  # so many, by the loops of numpy
 _compiled_searches: dict[Machine, Search | None] = {}
