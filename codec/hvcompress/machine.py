@@ -21,6 +21,7 @@ PARITY_CHECKS = {
     10: (0o2617, 0o1022),
     12: (0o17061, 0o4632),
     14: (0o75261, 0o35416),
+    16: (0o213203, 0o150132),
 }
 TRAINED_BITS = 8  # state bits of the machine that networks are trained with
 
