@@ -243,7 +243,8 @@ for capability, product in ((80, "mma.sync"), (90, "wgmma")):
         made = compiled(convolve._convolve, pointers | {"out": out}, tiles | flags | {"KERNEL": kernel}, capability)
         assert product in made["ptx"] and "s8" in made["ptx"] and made["cubin"]
     columns = {"costs": "*fp32", "came": "*i32", "ways": "*u8", "branches": "*u8"}
-    assert compiled(viterbi._viterbi, columns, {"STATES": 1024}, capability)["cubin"]
+    for states in (256, 4096):
+        assert compiled(viterbi._viterbi, columns, {"STATES": states}, capability)["cubin"]
 """
 
 

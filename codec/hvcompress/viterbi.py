@@ -25,7 +25,7 @@ REBASE = 6  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
 TOTALS = 1 << 17  # of so many lanes times states at most, which bounds the memory of a search to some 40 MiB
 THREADS = 8  # that search at a time, at most
-KERNEL_BITS = 10  # of the largest machine that the kernel for CUDA searches
+KERNEL_BITS = 12  # of the largest machine that the kernel for CUDA searches
 PATIENCE = 1 << 29  # states times symbols that are searched before it is worth the time to get the loop compiled
 
 _searched = 0  # so many, by the loops of numpy

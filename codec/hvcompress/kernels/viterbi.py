@@ -20,9 +20,12 @@ WAYS = 1 << 28  # bytes of a GPU's memory for the ways that its lanes came, at m
 
 @triton.jit
 def _viterbi(costs, came, ways, branches, length, count, STATES: tl.constexpr):
-    """One lane. costs (T, 4, n) float32, came (2, STATES) int32 -> ways (n, T, STATES) uint8, branches (T, n) uint8."""
+    """One lane. costs (T, 4, n) float32, came (2, STATES) int32 -> branches (T, n) uint8.
+
+    ways: (n, T, STATES / 8) uint8, in bit s mod 8 of byte s div 8 whether state s was reached by an odd symbol.
+    """
     lane = tl.program_id(0)
-    ways += lane.to(tl.int64) * length * STATES
+    ways += lane.to(tl.int64) * length * (STATES // 8)
     state = tl.arange(0, STATES)
     from_even, from_odd = tl.load(came + state), tl.load(came + STATES + state)
     shifted = (from_even & 1) == 1  # both ways into a state come from the same quantizer
@@ -33,13 +36,14 @@ def _viterbi(costs, came, ways, branches, length, count, STATES: tl.constexpr):
         odd_cost = tl.where(shifted, tl.load(at + 3 * count), tl.load(at + count))
         even = tl.gather(total, from_even, 0) + even_cost
         odd = tl.gather(total, from_odd, 0) + odd_cost
-        tl.store(ways + t * STATES + state, (odd < even).to(tl.uint8))
+        bits = tl.reshape((odd < even).to(tl.int32), (STATES // 8, 8)) << tl.arange(0, 8)[None, :]
+        tl.store(ways + t * (STATES // 8) + tl.arange(0, STATES // 8), tl.sum(bits, 1).to(tl.uint8))
         total = tl.minimum(even, odd)
     tl.debug_barrier()  # what other threads stored is read below
     last = tl.argmin(total, 0)
     for back in range(length):
         t = length - 1 - back
-        parity = tl.load(ways + t * STATES + last).to(tl.int32)
+        parity = tl.load(ways + t * (STATES // 8) + (last >> 3)).to(tl.int32) >> (last & 7) & 1
         last = tl.load(came + STATES * parity + last)
         tl.store(branches + t * count + lane, (2 * (last & 1) + parity).to(tl.uint8))
 
@@ -53,14 +57,16 @@ def _came(machine: Machine, device: torch.device) -> Tensor:
 def search(machine: Machine, costs: Tensor) -> Tensor:
     """The branch taken at every step: (T, 4, n) contiguous float32 on a GPU -> (T, n) int64."""
     length, _, count = costs.shape
-    lanes = min(count, max(1, WAYS // (length * machine.states)))
-    ways = torch.empty(lanes, length, machine.states, dtype=torch.uint8, device=costs.device)
-    parts = []
+    lanes = min(count, max(1, WAYS // (length * machine.states // 8)))
+    ways = torch.empty(lanes, length, machine.states // 8, dtype=torch.uint8, device=costs.device)
+    warps, parts = max(4, machine.states // 256), []
     for some in costs.split(lanes, 2):
         number = some.shape[2]
         branches = torch.empty(length, number, dtype=torch.uint8, device=costs.device)
         with on(costs.device):
             came = _came(machine, costs.device)
-            _viterbi[(number,)](some.contiguous(), came, ways, branches, length, number, machine.states)
+            _viterbi[(number,)](
+                some.contiguous(), came, ways, branches, length, number, machine.states, num_warps=warps
+            )
         parts.append(branches)
     return torch.cat(parts, 1).long()
