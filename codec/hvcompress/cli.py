@@ -144,7 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     def output_arguments(made: _Parser, kind: str) -> None:
         places = made.add_mutually_exclusive_group()
-        places.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - (default: beside the input)")
+        places.add_argument(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="file, folder, or - (default: beside the input; of -, standard output)",
+        )
         places.add_argument("--output-dir", metavar="DIR", help="folder, made if need be; mirrors folders of inputs")
         made.add_argument("-r", "--recursive", action="store_true", help=f"of folders take all {kind} in them")
         made.add_argument(
@@ -169,14 +174,16 @@ def make_parser() -> argparse.ArgumentParser:
     rate = encode.add_mutually_exclusive_group()
     quality_argument(rate)
     rate.add_argument("--bpp", type=_positive, metavar="X", help="instead of -q: bits per pixel, found within 1 %%")
-    rate.add_argument("--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)")
-    rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead: PSNR of the RGB picture")
+    rate.add_argument(
+        "--size", type=_size, metavar="SIZE", help="instead of -q: bytes, as 40000, 40k or 1.5M (k is 1000)"
+    )
+    rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead of -q: PSNR of the RGB picture")
     rate.add_argument(
         "--lambda",
         type=_lambda,
         dest="lmbda",
         metavar="X",
-        help="instead: the quality of least bpp + X * MSE, 0.001 to 0.25",
+        help="instead of -q: what makes bpp + X * MSE smallest, X from 0.001 to 0.25",
     )
     encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
     beta_arguments(encode)
@@ -200,7 +207,12 @@ def make_parser() -> argparse.ArgumentParser:
     decode.add_argument(
         "--bit-depth", type=_bits, default=8, metavar="8|16", help="per sample; 16 for png and ppm only"
     )
-    decode.add_argument("--crop", type=_crop, metavar="X,Y,W,H", help="a part: left, top, width, height; saves time")
+    decode.add_argument(
+        "--crop",
+        type=_crop,
+        metavar="X,Y,W,H",
+        help="a part: left, top, width, height; saves time if the picture is large",
+    )
     decode.add_argument("--layers", type=_layers, metavar="K", help="a preview, from the K coarsest layers alone")
     decode.add_argument("--partial", action="store_true", help="decode what is whole of a truncated file, unchecked")
 
@@ -220,7 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
     rates.add_argument("input", nargs="+", metavar="INPUT", help=".hvci file or image; - is standard input")
     quality_argument(rates)
     beta_arguments(rates)
-    rates.add_argument("--maps", metavar="DIR", help="draw INPUT.layer-N.png and INPUT.sum.png in this folder")
+    rates.add_argument("--maps", metavar="DIR", help="draw INPUT.layer-N.png and INPUT.sum.png in this existing folder")
     rates.add_argument("-f", "--force", action="store_true", help="overwrite existing maps")
     rates.add_argument("--json", action="store_true", help="one JSON object per line: see below")
 
@@ -242,7 +254,7 @@ def make_parser() -> argparse.ArgumentParser:
             "--memory-limit",
             type=_bytes,
             metavar="SIZE",
-            help="refuse larger needs, as 500M or 6G, k being 1024 (default: what is free)",
+            help="of a picture; refuse larger needs, as 500M or 6G, k being 1024 (default: what is free)",
         )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -256,13 +268,14 @@ def make_parser() -> argparse.ArgumentParser:
     info = command(
         "info",
         info_command,
-        "say what is in .hvci files, from their headers alone",
+        "say what is in .hvci files, without decoding them",
         "With --json one object per line and file, with the keys\n"
         "  file, version, width, height, gray, alpha, icc, exif, xmp (if they are there),\n"
         "  quality, state_bits (of the trellis), offsets, fingerprint, header_bytes,\n"
         "  layer_bytes, chunk_bytes, file_bytes, latent_hash,\n"
         "  betas (per layer), model (name if installed, or null), bpp (bits per pixel).\n"
-        "Layers are listed coarse to fine. Keys may be added, never renamed.\n\n"
+        "Layers are listed coarse to fine. Keys may be added, never renamed. A file that\n"
+        "is damaged or truncated is an error.\n\n"
         "example: hvcompress info --json *.hvci | jq .bpp",
     )
     info.add_argument("input", nargs="+", metavar="FILE", help=".hvci file; - is standard input")

@@ -13,7 +13,7 @@ class HvcompressError(Exception):
 
 
 class UsageError(HvcompressError):
-    """An argument makes no sense (quality out of range, wrong number of betas, output exists without -f)."""
+    """An argument makes no sense, or the output exists already and there is no -f."""
 
     exit_code = 2
 

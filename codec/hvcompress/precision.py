@@ -1,4 +1,4 @@
-"""In which floating-point type a device computes what need not be exact: training, the encoder, pixels."""
+"""In which floating-point type a device computes what need not be exact: training and the encoder."""
 
 from __future__ import annotations
 

@@ -68,8 +68,10 @@ class Loops:
 def _ends(weights: np.ndarray) -> np.ndarray:
     """(n,) -> (n + 1,) uint64: the ends of the symbols' intervals, by constriction's rule for `perfect=False`."""
     share = weights / weights.sum()
-    before = np.concatenate(([0.0], np.cumsum(share)[:-1]))
-    begins = (before * ((TOTAL - len(share)) / share.sum())).astype(np.int64) + np.arange(len(share))
+    through = np.cumsum(share)  # from left to right, as constriction adds them up
+    begins = (np.append(0.0, through[:-1]) * ((TOTAL - len(share)) / through[-1])).astype(np.int64) + np.arange(
+        len(share)
+    )
     return np.append(begins, TOTAL).astype(np.uint64)
 
 
