@@ -148,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
             "-o",
             "--output",
             metavar="OUT",
-            help="file, folder, or - (default: beside the input; of -, standard output)",
+            help="file, folder, or - (default: beside the input)",
         )
         places.add_argument("--output-dir", metavar="DIR", help="folder, made if need be; mirrors folders of inputs")
         made.add_argument("-r", "--recursive", action="store_true", help=f"of folders take all {kind} in them")
@@ -175,15 +175,15 @@ def make_parser() -> argparse.ArgumentParser:
     quality_argument(rate)
     rate.add_argument("--bpp", type=_positive, metavar="X", help="instead of -q: bits per pixel, found within 1 %%")
     rate.add_argument(
-        "--size", type=_size, metavar="SIZE", help="instead of -q: bytes, as 40000, 40k or 1.5M (k is 1000)"
+        "--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)"
     )
-    rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead of -q: PSNR of the RGB picture")
+    rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead: PSNR of the RGB picture")
     rate.add_argument(
         "--lambda",
         type=_lambda,
         dest="lmbda",
         metavar="X",
-        help="instead of -q: what makes bpp + X * MSE smallest, X from 0.001 to 0.25",
+        help="instead: makes bpp + X * MSE smallest, 0.001 to 0.25",
     )
     encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
     beta_arguments(encode)

@@ -13,7 +13,7 @@ class HvcompressError(Exception):
 
 
 class UsageError(HvcompressError):
-    """An argument makes no sense, or the output exists already and there is no -f."""
+    """An argument makes no sense, or the output exists (and there is no -f)."""
 
     exit_code = 2
 
