@@ -10,6 +10,7 @@ import torch
 
 from hvcompress import codec as codec_module
 from hvcompress import pixels as pixels_module
+from hvcompress import plan
 from hvcompress.codec import LatentHash
 from hvcompress.kernels.copies import fetch, send
 
@@ -33,22 +34,27 @@ def test_the_hash_of_latents_is_that_of_each_layer_in_order():
     assert latents.digest() == expected == latents.digest()
 
 
-@pytest.mark.parametrize("size", [(96, 128), (1200, 64)])
-def test_what_is_on_its_way_is_not_overwritten(tiny, monkeypatch, size):
+@pytest.mark.parametrize("bands", [False, True])
+def test_what_is_on_its_way_is_not_overwritten(tiny, monkeypatch, bands):
     """As if every copy were made at the last moment, later than any device would."""
-    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (*size, 3), np.uint8)
+    if bands:  # several, and several segments of a layer
+        monkeypatch.setattr(plan, "SEGMENT", 7 * 24)
+        monkeypatch.setattr(plan, "WHOLE", 128 * 192)
+        monkeypatch.setattr(plan, "CHUNK", 16 * 192)
+    pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (500, 180, 3), np.uint8)
     picture = codec_module.Picture(pixels)
     expected = tiny.encode(picture, 60)
     late = []
 
     def fetched_late(x: torch.Tensor):
-        late.append(x)
+        late.append(x.shape)
         return lambda: x.clone()
 
     for module in (codec_module, pixels_module):
         monkeypatch.setattr(module, "fetch", fetched_late)
     made = tiny.encode(picture, 60)
-    assert late and made.data == expected.data
+    assert made.data == expected.data
+    assert ((64, 180, 3) in late) == bands  # the last band is not
     assert np.array_equal(made.picture.pixels, expected.picture.pixels)
 
 
@@ -62,6 +68,15 @@ def test_copies_from_and_to_cuda():
     expected = x.clone()
     x.zero_()  # at once: what was sent is what it was then
     coming = fetch(on_device)
+    parts = (
+        on_device.view(4, 1024, 1024),
+        on_device.view(1, 4, 1024, 1024).contiguous(memory_format=torch.channels_last),
+    )
+    views = parts[0][:, :, :1000].permute(1, 2, 0), parts[0][1:2, 5:9], parts[1][:, :, 3:7]
+    of_views = [(fetch(view), view.clone()) for view in views]
     on_device.zero_()  # is what the device is given to do next
+    parts[1].zero_()
     assert torch.equal(coming(), expected)
     assert coming().is_pinned()
+    for wait, view in of_views:
+        assert torch.equal(wait(), view.cpu()) and wait().is_contiguous() and wait().is_pinned()

@@ -211,6 +211,8 @@ def test_a_recording_that_fails_leaves_the_device_in_order():
         graphs.cuda_recorder(device)(lambda: x.sum().item())  # waits for the device, which cannot be recorded
     assert torch.cuda.current_stream(device) == before
     assert (torch.ones(1 << 22, device=device) + 1).sum().item() == 1 << 23
+    assert torch.rand(9, device=device).max() > 0  # which it refuses while it records
+    torch.cuda.empty_cache()
     result, replay = graphs.cuda_recorder(device)(lambda: x + 1)
     x.fill_(5)
     replay()

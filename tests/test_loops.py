@@ -167,7 +167,7 @@ def searched():
 
 
 @pytest.mark.parametrize("state_bits", PARITY_CHECKS)
-@pytest.mark.parametrize("length, lanes", [(1, 1), (7, 3), (8, 2), (9, 1), (300, 1), (100, 33)])
+@pytest.mark.parametrize("length, lanes", [(1, 1), (5, 2), (6, 3), (7, 1), (15, 2), (16, 1), (18, 3), (100, 33)])
 def test_the_search_finds_the_same_paths(state_bits, length, lanes, searched):
     """Also of costs that are the same for several branches, and of the largest."""
     machine, generator = machine_of(state_bits), torch.Generator().manual_seed(length)
@@ -185,9 +185,11 @@ def test_the_search_finds_the_same_paths(state_bits, length, lanes, searched):
 
 
 def test_the_search_is_compiled_when_much_was_searched(searched):
-    viterbi._searched = viterbi.PATIENCE - 1
     machine = machine_of(8)
+    viterbi._searched = viterbi.PATIENCE - machine.states
     assert viterbi._compiled(machine, 1) is None and viterbi._compiled(machine, 1) is not None
+    viterbi._searched = 0
+    assert viterbi._compiled(machine, viterbi.PATIENCE) is not None  # at once, for a search that is long itself
 
 
 def test_a_search_that_errs_is_not_used(monkeypatch):

@@ -174,9 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
     rate = encode.add_mutually_exclusive_group()
     quality_argument(rate)
     rate.add_argument("--bpp", type=_positive, metavar="X", help="instead of -q: bits per pixel, found within 1 %%")
-    rate.add_argument(
-        "--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)"
-    )
+    rate.add_argument("--size", type=_size, metavar="SIZE", help="instead: bytes, as 40000, 40k or 1.5M (k is 1000)")
     rate.add_argument("--psnr", type=_positive, metavar="DB", help="instead: PSNR of the RGB picture")
     rate.add_argument(
         "--lambda",

@@ -127,9 +127,9 @@ class LatentHash:
 
     def catch_up(self) -> None:
         """Hash what `update` was given: when it has arrived, and the device has been given something else to do."""
-        for layer, wait in self._coming:
+        coming, self._coming = self._coming, []
+        for layer, wait in coming:
             self._digests[layer].update(_units_bytes(wait()))
-        self._coming.clear()
 
     def digest(self) -> bytes:
         self.catch_up()
@@ -524,11 +524,11 @@ class Codec:
         last = Rows(height // self.strides[-1]) if last is None else last
         self._check_header(parsed.header)
         qualities = self._qualities(parsed.header.quality, parsed.header.offsets)
-        walk = self._walk(qualities, height, width, steps, last)
         streams = [
             plan.split(stream, len(plan.segments(height // stride, width // stride)))
             for stream, stride in zip(parsed.streams[:count], self.strides, strict=False)
         ]
+        walk = self._walk(qualities, height, width, steps, last)
         coder = 0.0
 
         def choose(prior: Prior) -> Tensor:

@@ -32,11 +32,12 @@ class Machine:
     quantizer lead to a state, one by an even symbol, the other by an odd one.
     """
 
-    following: np.ndarray  # (S, 2) int32: the next state, by state and parity of the symbol
-    came: (
-        np.ndarray
-    )  # (2 S,) int64: from which state an even symbol leads to each state, then from which an odd one does
-    twins: np.ndarray  # (S,) int64: an odd symbol leads to twins[t] from the state from which an even one leads to t
+    # (S, 2) int32: the next state, by state and parity of the symbol.
+    following: np.ndarray
+    # (2 S,) int64: from which state an even symbol leads to each state, then from which an odd one does.
+    came: np.ndarray
+    # (S,) int64: an odd symbol leads to twins[t] from the state from which an even one leads to t.
+    twins: np.ndarray
 
     @property
     def states(self) -> int:
@@ -63,16 +64,16 @@ def shift_register(state_bits: int) -> tuple[np.ndarray, np.ndarray]:
     bit a 0; one of the other parity makes it a 1. (Forney 1970, "Convolutional codes I": the encoder of the same code
     that is a product with the checks' polynomials, not a quotient.)
     """
-    wanted, top = np.arange(1 << state_bits), state_bits - 1
-    register, state = np.zeros((2, len(wanted)), np.int64)  # of no symbols yet
-    following = machine_of(state_bits).following
+    check, following = PARITY_CHECKS[state_bits][0] >> 1, machine_of(state_bits).following
+    top = state_bits - 1
 
-    def parity_for_zero() -> np.ndarray:
-        check = PARITY_CHECKS[state_bits][0] >> 1
+    def parity_for_zero(register: np.ndarray) -> np.ndarray:
         return sum(register >> top - age & check >> age & 1 for age in range(state_bits)) & 1
 
+    wanted = np.arange(1 << state_bits)
+    register, state = np.zeros((2, len(wanted)), np.int64)  # of no symbols yet
     for age in range(state_bits):  # the bits of all registers go in, the oldest first
         bit = wanted >> age & 1
-        state = following[state, parity_for_zero() ^ bit].astype(np.int64)
+        state = following[state, parity_for_zero(register) ^ bit].astype(np.int64)
         register = register >> 1 | bit << top
-    return state, parity_for_zero()
+    return state, parity_for_zero(register)

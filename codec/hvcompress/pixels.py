@@ -92,24 +92,25 @@ class Painter:
         step = chunk or end
         tops = range(self._first // PIXEL_STRIDE, end, step)
         self._bands = [(top, min(top + step, end)) for top in tops]  # rows of patches
-        self._coming: Callable[[], None] | None = None  # puts the last band into its place
+        self._place: Callable[[], None] | None = None  # what `_start` returned for the last band
 
     def advance(self) -> None:
         """Make all pixels that the known rows suffice for; of a GPU's the last band may be on its way."""
         while self._bands and self._synthesis.rows_before(*self._bands[0], self._height)[1] <= self._h.known:
-            before, self._coming = self._coming, self._painted(*self._bands.pop(0))
-            if before is not None:
-                before()
-        if not self._bands and self._coming is not None:
-            self._coming()
-            self._coming = None
+            place, self._place = self._place, self._start(*self._bands.pop(0))
+            if place is not None:
+                place()  # the band before, while this one is being computed
+        if not self._bands and self._place is not None:
+            self._place()
+            self._place = None
 
-    def _painted(self, top: int, bottom: int) -> Callable[[], None]:
-        """Have a band made. What is returned puts it into its place."""
+    def _start(self, top: int, bottom: int) -> Callable[[], None]:
+        """Have a band computed. What is returned waits for that, and puts it into its place."""
         samples = samples_of(self._patches.take(top, bottom), self._white)[0, :, :, : self._width]
         self._patches.forget_above(bottom)
         values = samples.to(torch.uint8) if self._type == np.uint8 else samples  # less to copy from a GPU
-        wait = fetch(values.permute(1, 2, 0))
+        values = values.permute(1, 2, 0)
+        wait = fetch(values) if self._bands else values.cpu  # nothing is left to do meanwhile
 
         def place() -> None:
             band = wait().numpy()[:, self._columns]

@@ -23,7 +23,7 @@ COST_LIMIT = 1450  # units by which a branch may cost more than the cheapest of 
 MAX_BITS = max(PARITY_CHECKS)
 REBASE = 6  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
-TOTALS = 1 << 17  # of so many lanes times states at most, which bounds the memory of a search to some 40 MiB
+TOTALS = 1 << 17  # of so many lanes times states at most, which bounds a thread's memory to some 40 MiB
 THREADS = 8  # that search at a time, at most
 KERNEL_BITS = 12  # of the largest machine that the kernel for CUDA searches
 PATIENCE = 1 << 29  # states times symbols that are searched before it is worth the time to get the loop compiled
@@ -43,7 +43,7 @@ def search_on(device: torch.device, state_bits: int) -> Callable[[Tensor], Tenso
         return partial(integer_search, machine)
 
     def on_cpu(costs: Tensor) -> Tensor:
-        return integer_search(machine, costs.cpu()).to(device)
+        return _search_units(machine, _units(costs).cpu()).to(device)
 
     if state_bits > KERNEL_BITS:
         return on_cpu
@@ -87,8 +87,17 @@ def integer_search(machine: Machine, costs: Tensor) -> Tensor:
     be reached from any other, so from then on totals differ by MAX_BITS * COST_LIMIT at most. States that are not
     reached yet are kept there. 16 bits hold that, and what is added between two rebases.
     """
-    length, _, count = costs.shape
-    units = ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
+    return _search_units(machine, _units(costs))
+
+
+def _units(costs: Tensor) -> Tensor:
+    """(T, 4, n) float32 -> int16, in COST_UNITs, by which each branch costs more than its step's cheapest."""
+    return ((costs - costs.amin(1, keepdim=True)) * (1 / COST_UNIT) + 0.5).clamp_(max=COST_LIMIT).to(torch.int16)
+
+
+def _search_units(machine: Machine, units: Tensor) -> Tensor:
+    """(T, 4, n) int16 -> (T, n) int64."""
+    length, _, count = units.shape
     units = units.view(length, 2, 2, 1, count).numpy()  # [t, quantizer, parity]
     compiled, threads = _compiled(machine, length * count), min(torch.get_num_threads(), THREADS)
     lanes = -(-count // threads) if compiled else max(1, min(LANES, TOTALS // machine.states))
@@ -105,8 +114,9 @@ def integer_search(machine: Machine, costs: Tensor) -> Tensor:
 def _compiled(machine: Machine, symbols: int) -> Search | None:
     """The compiled loop for so many symbols more; None before much was searched, and where there is none."""
     global _searched
-    if _searched < PATIENCE:
+    if _searched <= PATIENCE:
         _searched += symbols * machine.states  # it does not matter if threads that do so at the same time lose some
+    if _searched <= PATIENCE:
         return None
     # numba has locks that a thread of the parent may have held when this process was forked.
     if machine not in _compiled_searches and not is_forked():

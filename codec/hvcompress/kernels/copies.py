@@ -15,7 +15,10 @@ def fetch(x: Tensor) -> Callable[[], Tensor]:
     """
     if x.device.type != "cuda":
         return lambda: x
-    copy = x.to("cpu", non_blocking=True)  # into memory that torch pins
+    try:
+        copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    except RuntimeError:  # there is a limit to what may be pinned
+        copy = x.cpu()
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(x.device))
 
@@ -27,7 +30,10 @@ def fetch(x: Tensor) -> Callable[[], Tensor]:
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """x, of the computer's memory, on a device, for which nobody waits; x may change at once."""
+    """x, of the computer's memory and not pinned, on a device, for which nobody waits; x may change at once."""
     if device.type != "cuda":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)  # torch keeps what it has pinned until the copy is made
+    try:
+        return x.pin_memory().to(device, non_blocking=True)  # torch keeps what it has pinned until the copy is made
+    except RuntimeError:
+        return x.to(device)

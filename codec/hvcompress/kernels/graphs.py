@@ -36,7 +36,7 @@ KEPT = 1 << 24  # pixels of all recordings together; they take some 140 bytes ea
 SIZES = 256  # that are remembered as seen
 
 _recording = threading.Lock()  # a device is waited for before it records, which must not be while it does
-_failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still refer to them
+_failed: list[torch.cuda.CUDAGraph] = []  # torch's allocators, of a GPU's memory and of pinned, may refer to them
 
 
 def cuda_recorder(device: torch.device) -> Record:
@@ -58,12 +58,21 @@ def cuda_recorder(device: torch.device) -> Record:
                     result = work()
             except BaseException:
                 _failed.append(graph)
-                with contextlib.suppress(Exception):  # else torch's allocator would go on as if it were recorded
-                    torch._C._cuda_endAllocateToPool(device.index, pool)
+                _end_recording(device, pool)
                 raise
         return result, graph.replay
 
     return record
+
+
+def _end_recording(device: torch.device, pool: tuple[int, int]) -> None:
+    """After a failure: else torch's allocator, and its random generator, would go on as if it were recorded."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None) or torch._C._cuda_endAllocateCurrentStreamToPool  # < 2.8
+    with contextlib.suppress(Exception):
+        end(device.index, pool)
+    with contextlib.suppress(Exception):  # the generator's state is put right by a recording that succeeds
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)):
+            torch.zeros(1, device=device).add_(1)
 
 
 class RecordedWalk:

@@ -177,69 +177,71 @@ def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
     """What `viterbi._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
     length, lanes = costs.shape[0], costs.shape[-1]
     by_lane = np.ascontiguousarray(costs.reshape(length, 4, lanes).transpose(2, 0, 1))
-    state, parity = shift_register(machine.states.bit_length() - 1)
-    return _search(by_lane, state, parity, np.int16(MAX_BITS * COST_LIMIT), MAX_BITS, REBASE)  # else kept as constants
+    registers = shift_register(machine.states.bit_length() - 1)
+    # Given and not looked up: what numba has kept would not notice that constants of another file have changed.
+    return _search(by_lane, *registers, np.int16(MAX_BITS * COST_LIMIT), MAX_BITS, REBASE)
 
 
 @compiled
-def _search(costs, state, parity, far, near_steps, rebase):
-    """costs: (n, T, 4) int16. state, parity: (S,), of `machine.shift_register`, by which a machine is looked at here.
-    far: of what is not reached yet, in so many steps; see `viterbi.integer_search`.
+def _search(costs, state_of, parity_for_zero, far, near_steps, rebase):
+    """costs: (n, T, 4) int16. state_of, parity_for_zero: (S,), by register, of `machine.shift_register`. In the first
+    near_steps steps no total is above `far`, that of registers which are not reached yet; see `viterbi.integer_search`.
 
-    Registers 2 i and 2 i + 1 are of the same quantizer and lead to i and to i + S / 2, by symbols of different parity.
+    Registers 2 i and 2 i + 1 have the same quantizer and lead to i and to i + S / 2, by symbols of different parity.
     """
     lanes, length = costs.shape[0], costs.shape[1]
-    half, eighth = len(state) >> 1, len(state) >> 3
-    shifted, odd = -(state[::2] & 1).astype(np.int16), -parity[::2].astype(np.int16)  # masks: of 2 i, for its way to i
+    half = len(state_of) >> 1
+    # Masks, for register 2 i: of quantizer 1, and of an odd symbol on the way to i.
+    shifted, odd = -(state_of[::2] & 1).astype(np.int16), -parity_for_zero[::2].astype(np.int16)
     branches = np.empty((length, lanes), np.int64)
-    upper, packed = np.empty(half, np.uint8), np.empty((length, eighth), np.uint8)
-    total, following = np.empty(len(state), np.int16), np.empty(len(state), np.int16)
+    sources, packed = np.empty(half, np.uint8), np.empty((length, half >> 2), np.uint8)
+    total, following = np.empty(2 * half, np.int16), np.empty(2 * half, np.int16)
     for lane in range(lanes):
         total[:] = far
         total[0] = 0
         for t in range(length):
-            even_0, odd_0, even_1, odd_1 = costs[lane, t]
-            _add_step(total, following, upper, shifted, odd, even_0, odd_0, even_1, odd_1)
-            _pack(upper, packed[t])
+            _add_step(total, following, sources, shifted, odd, costs[lane, t])
+            _pack(sources, packed[t])
             total, following = following, total
             if t < near_steps:
                 np.minimum(total, far, total)
             if t % rebase == rebase - 1:
                 _subtract(total, total.min())
         register, least = 0, total.min()
-        for other in range(len(state)):  # of several, as numpy's argmin does, the first state
-            if total[other] == least and (total[register] > least or state[other] < state[register]):
+        for other in range(len(state_of)):  # of several, as numpy's argmin does, the first state
+            if total[other] == least and (total[register] > least or state_of[other] < state_of[register]):
                 register = other
         for t in range(length - 1, -1, -1):
             bit, i = register // half, register % half
-            came = packed[t, i % eighth] >> (2 * (i // eighth) + bit) & 1
-            register = 2 * i + came
-            branches[t, lane] = 2 * (state[register] & 1) + (parity[register] ^ bit)
+            register = 2 * i + (_unpacked(packed[t], i) >> bit & 1)
+            branches[t, lane] = 2 * (state_of[register] & 1) + (parity_for_zero[register] ^ bit)
     return branches
 
 
 @compiled
-def _add_step(total, following, upper, shifted, odd, even_0, odd_0, even_1, odd_1):
-    """The totals after a step, and in bits 0 and 1 of upper[i] whether the way to i, and to i + S / 2, is from 2 i + 1.
+def _add_step(total, following, sources, shifted, odd, costs):
+    """The totals after a step. sources[i]: in bit 0 whether the way to i is from 2 i + 1, in bit 1 that to i + S / 2.
 
     Without branches and with all in 16 bits, so that a processor takes as many i at a time as its vectors hold. Of two
     ways that cost the same, the one by an even symbol is taken.
     """
-    half = len(upper)
+    half = len(sources)
     low, high = following[:half], following[half:]
-    evens, odds = np.int16(even_0 ^ even_1), np.int16(odd_0 ^ odd_1)  # by exclusive or with a mask: one or the other
+    even_0, odd_0, even_1, odd_1 = costs
+    even_change, odd_change = np.int16(even_0 ^ even_1), np.int16(odd_0 ^ odd_1)  # from those of quantizer 0
     for i in range(half):
-        even, odd_ = np.int16(even_0 ^ np.int16(shifted[i] & evens)), np.int16(odd_0 ^ np.int16(shifted[i] & odds))
-        both = np.int16(even ^ odd_)
-        straight = np.int16(even ^ np.int16(odd[i] & both))  # from 2 i to i, and from 2 i + 1 to i + S / 2
-        across = np.int16(straight ^ both)
-        one, other = total[2 * i], total[2 * i + 1]
-        low_one, low_other = np.int16(one + straight), np.int16(other + across)
-        high_one, high_other = np.int16(one + across), np.int16(other + straight)
-        low[i], high[i] = min(low_one, low_other), min(high_one, high_other)
-        low_upper = np.int16(low_other + odd[i]) < low_one
-        high_upper = high_other < np.int16(high_one + np.int16(odd[i] + 1))
-        upper[i] = np.uint8(low_upper) | np.uint8(high_upper) << np.uint8(1)
+        cost_even = np.int16(even_0 ^ np.int16(shifted[i] & even_change))
+        cost_odd = np.int16(odd_0 ^ np.int16(shifted[i] & odd_change))
+        change = np.int16(cost_even ^ cost_odd)
+        straight = np.int16(cost_even ^ np.int16(odd[i] & change))  # from 2 i to i, and from 2 i + 1 to i + S / 2
+        across = np.int16(straight ^ change)
+        first, second = total[2 * i], total[2 * i + 1]
+        low_first, low_second = np.int16(first + straight), np.int16(second + across)
+        high_first, high_second = np.int16(first + across), np.int16(second + straight)
+        low[i], high[i] = min(low_first, low_second), min(high_first, high_second)
+        low_source = np.int16(low_second + odd[i]) < low_first
+        high_source = high_second < np.int16(high_first + np.int16(odd[i] + 1))
+        sources[i] = np.uint8(low_source) | np.uint8(high_source) << np.uint8(1)
 
 
 @compiled
@@ -248,6 +250,12 @@ def _pack(pairs, packed):
     count = len(packed)
     for i in range(count):
         packed[i] = pairs[i] | pairs[count + i] << 2 | pairs[2 * count + i] << 4 | pairs[3 * count + i] << 6
+
+
+@compiled
+def _unpacked(packed, i):
+    """Pair i, and in higher bits others."""
+    return packed[i % len(packed)] >> 2 * (i // len(packed))
 
 
 @compiled

@@ -18,7 +18,7 @@ from .convolve import on
 WAYS = 1 << 28  # bytes of a GPU's memory for the ways that its lanes came, at most
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "count"])
 def _viterbi(costs, came, ways, branches, length, count, STATES: tl.constexpr):
     """One lane. costs (T, 4, n) float32, came (2, STATES) int32 -> branches (T, n) uint8.
 
@@ -59,7 +59,8 @@ def search(machine: Machine, costs: Tensor) -> Tensor:
     length, _, count = costs.shape
     lanes = min(count, max(1, WAYS // (length * machine.states // 8)))
     ways = torch.empty(lanes, length, machine.states // 8, dtype=torch.uint8, device=costs.device)
-    warps, parts = max(4, machine.states // 256), []
+    warps = max(4, machine.states // 256)  # 8 states a thread at most, or the totals would not fit its registers
+    parts = []
     for some in costs.split(lanes, 2):
         number = some.shape[2]
         branches = torch.empty(length, number, dtype=torch.uint8, device=costs.device)
