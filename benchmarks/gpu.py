@@ -61,13 +61,28 @@ def same_bits(device: str) -> None:
             run(HERE / "exactness.py", "--check", folder, "--device", read)
 
 
-def without_tiles(codec: Codec) -> dict[ExactConv2d, object]:
-    """Take the kernels away; what is returned gives them back."""
+@contextmanager
+def without_tiles(codec: Codec) -> Iterator[None]:
+    """No kernels of Triton for the convolutions."""
     paths = (codec._topdown, codec._synthesis)
     kept = {m: m.tile_weights for path in paths for m in path.modules() if isinstance(m, ExactConv2d)}
     for part in kept:
         part.tile_weights = None
-    return kept
+    try:
+        yield
+    finally:
+        for part, weights in kept.items():
+            part.tile_weights = weights
+
+
+@contextmanager
+def without_graphs(codec: Codec) -> Iterator[None]:
+    """Every kernel is launched by itself."""
+    recorded, codec._recorded = codec._recorded, None
+    try:
+        yield
+    finally:
+        codec._recorded = recorded
 
 
 @contextmanager
@@ -117,21 +132,19 @@ def kernels_gain(folder: Path, device: str) -> None:
             alone, together = seconds(one), seconds(many, warm_up=AT_ONCE + 2) / AT_ONCE  # one recording at a time
             with waited_copies():
                 waited = seconds(one)
-            recorded, codec._recorded = codec._recorded, None
-            launched = seconds(one)
-            kept = without_tiles(codec)
-            plain = seconds(one)
-            codec._recorded = recorded
-            for part, weights in kept.items():
-                part.tile_weights = weights
+            with without_graphs(codec):
+                launched = seconds(one)
+                with without_tiles(codec):
+                    plain = seconds(one)
+            recorded = "recorded" if codec._recorded.works else "not recorded"
             print(
-                f"{size[0]}x{size[1]}: decode {1000 * alone:.1f} ms, of which range coder {1000 * coder:.1f};", end=" "
+                f"{size[0]}x{size[1]}: decode {1000 * alone:.1f} ms, of which range coder {1000 * coder:.1f};",
+                f"{AT_ONCE} at once {1 / together:.1f} images/s;",
+                f"{waited / alone:.2f} times as long with copies that are waited for,",
+                f"{launched / alone:.2f} without graphs ({recorded}),",
+                f"{plain / alone:.2f} without the kernels either",
+                flush=True,
             )
-            print(f"{AT_ONCE} at once {1 / together:.1f} images/s;", end=" ")
-            print(f"{waited / alone:.2f} times as long with copies that are waited for,", end=" ")
-            print(f"{launched / alone:.2f} without graphs", end="")
-            print(f" ({'' if recorded.works else 'not '}recorded),", end=" ")
-            print(f"{plain / alone:.2f} without the kernels either", flush=True)
 
 
 def main() -> None:
