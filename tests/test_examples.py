@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import hvcompress
+from hvcompress.model import find_model
 
 ROOT = Path(hvcompress.__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -101,3 +102,10 @@ def test_serve(album):
                 refused.value.close()
         finally:
             server.terminate()
+
+
+def test_second_decoder(tmp_path):
+    golden, out = ROOT / "tests" / "golden", tmp_path / "out.png"
+    run("second_decoder.py", golden / "odd.hvci", find_model().path, out)
+    with Image.open(out) as made, Image.open(golden / "odd.png") as expected:
+        assert np.array_equal(np.asarray(made), np.asarray(expected))
