@@ -2,8 +2,8 @@
 
 python examples/second_decoder.py photo.hvci models/NAME photo.png
 
-It reads like the documents, checks what a file says of itself, and gives the same pixels as `hvcompress decode`. What it
-leaves out: previews, truncated files, metadata, and good manners with bad input.
+It reads like the documents, checks what a file says of itself, and gives the same pixels as `hvcompress decode`. It
+leaves out previews, truncated files, metadata, and good manners with bad input.
 """
 
 import hashlib
