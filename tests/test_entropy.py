@@ -21,7 +21,7 @@ from hvcompress.entropy import (
 from hvcompress.errors import FormatError
 from hvcompress.machine import machine_of
 from hvcompress.scales import SCALE_LEVELS, scale
-from hvcompress.trellis import lanes_of
+from hvcompress.symbols import lanes_of
 
 CODER = LayerCoder(gaussian_tables())
 

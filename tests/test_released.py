@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from hvcompress import container
 from hvcompress.model import DEFAULT_MODEL, WEIGHTS, fingerprint_of, read_folder

@@ -450,6 +450,7 @@ def decoding_of(args: argparse.Namespace) -> Task:
         crop=args.crop,
         partial=args.partial,
         bits=args.bit_depth,
+        alone=len(jobs) == 1,
         **_common_options(args),
     )
 

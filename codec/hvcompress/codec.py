@@ -26,11 +26,9 @@ from .effort import Level, fitted_encoders, level_of
 from .entropy import LayerCoder, path_of
 from .errors import (
     DeviceError,
-    FormatError,
     HvcompressWarning,
     LimitError,
     MismatchError,
-    ModelError,
     UsageError,
     verification,
 )
@@ -41,7 +39,7 @@ from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
-from .model import ModelFolder, Parts, find_fingerprint, find_model, load_parts
+from .model import ModelFolder, Parts, check_made_with, find_fingerprint, find_model, load_parts
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .pixels import Features, Painter
 from .plan import padded
@@ -49,7 +47,8 @@ from .precision import autocast
 from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
-from .trellis import is_coded, quantize
+from .symbols import is_coded
+from .trellis import quantize
 
 
 @dataclass(frozen=True)
@@ -417,7 +416,7 @@ class Codec:
             raise UsageError(f"pixels have 8 or 16 bits per sample, not {bits!r}")
         parsed = (container.parse_prefix if partial else container.parse)(data)
         header = parsed.header
-        self._check_header(header)
+        check_made_with(header, self.fingerprint, self.layers)
         left, top, width, height = _checked_crop(crop, header.width, header.height)
         has_alpha = len(parsed.chunks.get(container.ALPHA, b"")) > 1  # a byte stands for a plane of equal values
         needed = plan.needed_memory(header.width, header.height, rows=height, bits=bits, has_alpha=has_alpha)
@@ -522,7 +521,7 @@ class Codec:
         steps = self._steps(height, width, self.layers if finer else count, rows)
         tick = _ticker(steps, progress)
         last = Rows(height // self.strides[-1]) if last is None else last
-        self._check_header(parsed.header)
+        check_made_with(parsed.header, self.fingerprint, self.layers)
         qualities = self._qualities(parsed.header.quality, parsed.header.offsets)
         streams = [
             plan.split(stream, len(plan.segments(height // stride, width // stride)))
@@ -616,13 +615,6 @@ class Codec:
         if self.record_graphs and self._recorded is not None and chunk is None and steps == self._steps(height, width):
             recorded = self._recorded.walk(qualities, height, width, last)
         return recorded or self._topdown.walk(qualities, height, width, steps, last, chunk)
-
-    def _check_header(self, header: Header) -> None:
-        """Raises ModelError or FormatError where this model cannot decode such a file."""
-        if not self.fingerprint.startswith(header.fingerprint.hex()):
-            raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
-        if len(header.offsets) != self.layers:
-            raise FormatError(f"the file has {len(header.offsets)} layers, its model {self.layers}")
 
     @contextmanager
     def _memory(self, width: int, height: int, needed: int, limit: int | None) -> Iterator[None]:

@@ -18,13 +18,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .errors import FormatError
 from .forking import is_forked
 from .machine import TRAINED_BITS, machine_of
 from .scales import SCALE_LEVELS, scale
-from .trellis import SYMBOL_LIMIT, ZERO_EDGE, dealt, is_coded, lanes_of
+from .symbols import SYMBOL_LIMIT, ZERO_EDGE, is_coded, lanes_of
 
 if TYPE_CHECKING:
     from .kernels.loops import Loops  # which imports numba
@@ -99,7 +98,10 @@ def _transitions(state_bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _quantizers(symbols: np.ndarray, state_bits: int) -> np.ndarray:
     """(N,) symbols k -> (N,) uint8: which quantizer is in force for each."""
-    parities = dealt(torch.from_numpy((symbols & 1).astype(np.uint8))).numpy()
+    steps, lanes = lanes_of(len(symbols))
+    parities = np.zeros(steps * lanes, np.uint8)  # the last step is filled up
+    parities[: len(symbols)] = symbols & 1
+    parities = parities.reshape(steps, lanes)
     following = machine_of(state_bits).following
     quantizers = np.empty_like(parities)
     state = np.zeros(parities.shape[1], np.int32)

@@ -43,7 +43,6 @@ BIAS_BITS = 22  # biases are multiples of 2^-22, as products are
 BIAS_MAX = 2**31 - 2**WEIGHT_BITS  # of their multiples, so that rounding does not leave int32
 TABLE_BITS = 10
 FLOAT32_LIMIT, INT32_LIMIT = 2**24, 2**31  # integers of float32, and int32, below these are exact
-PROFILE = "dyadic-3"  # names the rules above; part of a model's fingerprint
 
 
 def round_half_up(x: Tensor) -> Tensor:

@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
+from .errors import FormatError, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
+    from .container import Header
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
 DEFAULT_MODEL = "photo-11"
+ARCHITECTURE = 6  # counted up when a network of the same sizes, or a level, comes to mean something else
+PROFILE = "dyadic-3"  # the rules of the arithmetic (`exact.py`); both are part of a model's fingerprint
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
 
@@ -110,45 +114,50 @@ def find_fingerprint(fingerprint: bytes) -> ModelFolder:
     )
 
 
-def fingerprint_of(tensors: dict[str, Tensor], network: dict) -> str:
-    """SHA-256 over the decoder's numbers: (name, dtype, shape, little-endian bytes), the layout, and the arithmetic."""
-    from .exact import PROFILE
+def check_made_with(header: Header, fingerprint: str, layers: int) -> None:
+    """Raises ModelError or FormatError where the model of that fingerprint, of so many layers, cannot decode a file."""
+    if not fingerprint.startswith(header.fingerprint.hex()):
+        raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
+    if len(header.offsets) != layers:
+        raise FormatError(f"the file has {len(header.offsets)} layers, its model {layers}")
 
+
+def fingerprint_of(arrays: dict[str, np.ndarray], network: dict) -> str:
+    """SHA-256 over the decoder's numbers: (name, dtype, shape, little-endian bytes), the layout, and the arithmetic."""
     decoder = {key: value for key, value in network.items() if key != "encoder_blocks"}
     digest = hashlib.sha256(PROFILE.encode())
     digest.update(json.dumps(decoder, sort_keys=True).encode())
-    return _with_tensors(digest, tensors, DECODER_PARTS)
+    return _with_arrays(digest, arrays, DECODER_PARTS)
 
 
-def encoder_hash_of(tensors: dict[str, Tensor]) -> str:
+def encoder_hash_of(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over the encoder's numbers, which no file depends on: so that damage to them does not go unnoticed."""
-    return _with_tensors(hashlib.sha256(), tensors, ("encoder.",))
+    return _with_arrays(hashlib.sha256(), arrays, ("encoder.",))
 
 
-def _with_tensors(digest: hashlib._Hash, tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> str:
-    for name in sorted(tensors):
+def _with_arrays(digest: hashlib._Hash, arrays: dict[str, np.ndarray], prefixes: tuple[str, ...]) -> str:
+    for name in sorted(arrays):
         if name.startswith(prefixes):
-            values = tensors[name].contiguous().numpy()
+            values = arrays[name]
             digest.update(f"{name} {values.dtype.name} {'x'.join(map(str, values.shape))}".encode())
             digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
 
 
-def split_tables(reach: Tensor, flat: Tensor) -> Tables:
+def split_tables(reach: np.ndarray, flat: np.ndarray) -> Tables:
     """(SCALE_LEVELS,) int32 reaches and (n,) int32 frequencies of all tables, one after another -> Tables."""
     import numpy as np
 
     from .entropy import TABLES, TOTAL, Tables
     from .scales import SCALE_LEVELS
 
-    reaches, values = reach.numpy(), flat.numpy()
-    sizes = np.tile(2 * reaches.astype(np.int64) + 2, TABLES // SCALE_LEVELS)
-    if reaches.shape != (SCALE_LEVELS,) or reaches.min() < 1 or values.shape != (sizes.sum(),):
+    sizes = np.tile(2 * reach.astype(np.int64) + 2, TABLES // SCALE_LEVELS)
+    if reach.shape != (SCALE_LEVELS,) or reach.min() < 1 or flat.shape != (sizes.sum(),):
         raise ModelError("the model's frequency tables have the wrong size")
-    frequencies = tuple(np.split(values, np.cumsum(sizes)[:-1]))
+    frequencies = tuple(np.split(flat, np.cumsum(sizes)[:-1]))
     if any(table.min() < 1 or int(table.sum()) != TOTAL for table in frequencies):
         raise ModelError("the model's frequency tables are damaged")
-    return Tables(reaches, frequencies)
+    return Tables(reach, frequencies)
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -163,7 +172,7 @@ def assemble(tensors: dict[str, Tensor], network: dict) -> Parts:
 
     try:
         config = Config.from_dict(network)
-        tables = split_tables(tensors["entropy.reach"], tensors["entropy.frequencies"])
+        tables = split_tables(tensors["entropy.reach"].numpy(), tensors["entropy.frequencies"].numpy())
         with left_blank():  # torch.device("meta") would do as much, but imports torch._dynamo, which takes a second
             encoder, topdown, synthesis = Encoder(config), TopDown(config), Synthesis(config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -184,21 +193,41 @@ def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .network import ARCHITECTURE
-
-    network = folder.config["network"]
-    if network.get("architecture") != ARCHITECTURE:
-        made_for = network.get("architecture", 1)
-        raise ModelError(f"the model is for architecture {made_for} of the network, this version runs {ARCHITECTURE}")
+    _check_architecture(folder)
     try:
         tensors = load_file(folder.path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
-    if fingerprint_of(tensors, network) != folder.fingerprint:
-        raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
-    if encoder_hash_of(tensors) != folder.config["encoder_sha256"]:
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    _check_fingerprint(folder, arrays)
+    if encoder_hash_of(arrays) != folder.config["encoder_sha256"]:
         raise ModelError(f"model {folder.name} is damaged: its encoder is not the one that {CONFIG} names")
     return tensors
+
+
+def read_decoder(folder: ModelFolder) -> dict[str, np.ndarray]:
+    """The stored arrays of a model's decoder, without torch, checked as `read_tensors` does. Raises ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_architecture(folder)
+    try:
+        with safe_open(folder.path / WEIGHTS, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(DECODER_PARTS)}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
+    _check_fingerprint(folder, arrays)
+    return arrays
+
+
+def _check_architecture(folder: ModelFolder) -> None:
+    made_for = folder.config["network"].get("architecture", 1)
+    if made_for != ARCHITECTURE:
+        raise ModelError(f"the model is for architecture {made_for} of the network, this version runs {ARCHITECTURE}")
+
+
+def _check_fingerprint(folder: ModelFolder, arrays: dict[str, np.ndarray]) -> None:
+    if fingerprint_of(arrays, folder.config["network"]) != folder.fingerprint:
+        raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
 
 
 def load_parts(folder: ModelFolder) -> Parts:

@@ -46,7 +46,6 @@ from .quality import LAMBDA_MAX, LAMBDA_MIN
 from .rows import Rows, cut, looking_further, through, upsampled
 from .scales import LOG_SCALE_STEP, SCALE_LEVELS, SCALE_MIN
 
-ARCHITECTURE = 6  # counted up when a network of the same sizes, or a level, comes to mean something else
 POSTERIOR_REACH = 1  # rows beyond its own that a posterior looks at
 PIXEL_STRIDE = 4  # finest resolution at which the network works
 PIXEL_SCALE = 4.0  # x in [0, 1] enters as (x - 1/2) * PIXEL_SCALE, i.e. one unit is 64 grey levels

@@ -21,31 +21,17 @@ so they are long, and what is certain, which leaves no choice either, takes no p
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .machine import TRAINED_BITS
 from .rate import interval_bits
+from .symbols import SYMBOL_LIMIT, ZERO_EDGE, is_coded, lanes_of
 from .viterbi import search_on
 
-LENGTH = 1024  # symbols of a lane, at least, if there are so many: a lane loses at its start
 CHUNK = 1024  # lanes whose costs a CPU computes at a time, so that they stay in its caches
-SYMBOL_LIMIT = 16383  # of |k|, so that levels are int16
-ZERO_EDGE = 0.2  # in steps: where the zero of quantizer 1 ends, for a rate that knows nothing of neighbours (measured)
 WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
-
-
-def is_coded(scale_index: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Where there is a symbol to code. scale_index: of any shape, whole or, in training, continuous."""
-    return scale_index >= 0.5
-
-
-def lanes_of(count: int) -> tuple[int, int]:
-    """Steps T and lanes n of so many symbols: symbol i is that of lane i mod n at step i div n."""
-    lanes = max(1, count // LENGTH)
-    return -(-count // lanes), lanes
 
 
 def dealt(symbols: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +18,19 @@ from typing import TYPE_CHECKING
 
 from .allocation import allocation_offsets
 from .console import read_standard_input
-from .container import Container, FileInfo, parse, parse_prefix, read_info
+from .container import Container, FileInfo, Header, parse, parse_prefix, read_info
 from .errors import FormatError, HvcompressError, UnsupportedError
 from .jobs import STANDARD, Job, check, read_compressed, write
 from .memory import give_back
+from .model import find_fingerprint, find_model
+from .plan import padded
 from .targets import Target, encode_to
 
 if TYPE_CHECKING:
+    from .image_io import Picture
     from .model import ModelFolder
 
+SMALL = 1 << 17  # pixels, with padding, that numpy decodes in less time than the import of torch takes
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
 
 DONE, UP_TO_DATE, FAILED = "done", "up to date", "failed"
@@ -60,6 +65,7 @@ class Decoding(Common):
     crop: tuple[int, int, int, int] | None = None
     partial: bool = False
     bits: int = 8  # per sample
+    alone: bool = False  # no other file will be decoded by this process
 
 
 @dataclass(frozen=True)
@@ -131,21 +137,7 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
     data = read_compressed(job.source)
     container = parse_prefix(data) if options.partial else _parsed(data)
     header = container.header
-    from .codec import codec_for
-
-    codec = codec_for(data, options.device, options.model, partial=options.partial)
-    codec.record_graphs = True
-    began = time.perf_counter()
-    picture = codec.decode(
-        data,
-        options.layers,
-        options.crop,
-        partial=options.partial,
-        bits=options.bits,
-        memory_limit=options.memory_limit,
-        progress=progress,
-    )
-    seconds = time.perf_counter() - began
+    picture, seconds = _decoded(options, data, container, progress)
     height, width = picture.pixels.shape[:2]
     picture = stripped(picture, options.strip, options.strip_icc)
     if options.bits == 16:
@@ -169,6 +161,40 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
         seconds=seconds,
         note=note,
     )
+
+
+def _decoded(options: Decoding, data: bytes, container: Container, progress: Progress | None) -> tuple[Picture, float]:
+    """The picture, and the seconds that it took without loading the model."""
+    if _without_torch(options, container.header):
+        from .portable import PortableDecoder
+
+        found = find_model(options.model) if options.model else find_fingerprint(container.header.fingerprint)
+        decoder = PortableDecoder(found)
+        began = time.perf_counter()
+        picture = decoder.decode(container, options.bits, options.memory_limit)
+        return picture, time.perf_counter() - began
+    from .codec import codec_for
+
+    codec = codec_for(data, options.device, options.model, partial=options.partial)
+    codec.record_graphs = True
+    began = time.perf_counter()
+    picture = codec.decode(
+        data,
+        options.layers,
+        options.crop,
+        partial=options.partial,
+        bits=options.bits,
+        memory_limit=options.memory_limit,
+        progress=progress,
+    )
+    return picture, time.perf_counter() - began
+
+
+def _without_torch(options: Decoding, header: Header) -> bool:
+    """Whether a picture is decoded sooner in numpy, since torch, which is several times as fast, is not there yet."""
+    whole = (options.layers, options.crop, options.partial) == (None, None, False)
+    small = padded(header.width) * padded(header.height) <= SMALL
+    return whole and small and options.alone and options.device in ("auto", "cpu") and "torch" not in sys.modules
 
 
 def _parsed(data: bytes) -> Container:
@@ -209,8 +235,6 @@ def _found(options: Encoding, job: Job) -> Outcome | None:
     """An output that is there already and what encoding would make, as far as it tells: None where there is none."""
     if not _is_newer(job):
         return None
-    from .model import find_model
-
     model = find_model(options.model)
     try:
         info = read_info(read_compressed(job.output))

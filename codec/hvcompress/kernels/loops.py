@@ -18,7 +18,7 @@ from numba import njit
 from ..entropy import TABLES, TOTAL
 from ..machine import Machine, machine_of, shift_register
 from ..scales import SCALE_LEVELS
-from ..trellis import lanes_of
+from ..symbols import lanes_of
 from ..viterbi import COST_LIMIT, MAX_BITS, REBASE
 
 WORD, PRECISION = np.uint64(32), np.uint64(24)

@@ -28,8 +28,8 @@ from ..effort import level_of
 from ..entropy import LayerCoder, Tables, gaussian_tables
 from ..errors import HvcompressError, InputError
 from ..exact import freeze, prove, to_integers
-from ..model import CONFIG, WEIGHTS, ModelFolder, assemble, encoder_hash_of, fingerprint_of
-from ..network import ARCHITECTURE, Config, HierarchicalVAE, count_parameters
+from ..model import ARCHITECTURE, CONFIG, WEIGHTS, ModelFolder, assemble, encoder_hash_of, fingerprint_of
+from ..network import Config, HierarchicalVAE, count_parameters
 from ..quality import LEVELS, lambda_of
 from . import data
 from .card import card
@@ -82,12 +82,13 @@ def grid_cost(model: HierarchicalVAE, images: Tensor, recipe: Recipe) -> list[di
 def write_folder(out: Path, name: str, tensors: dict[str, Tensor], network: dict, facts: dict) -> ModelFolder:
     """Write weights.safetensors and config.json; `facts` are further entries of the latter."""
     parts = assemble(tensors, network)
-    draft = ModelFolder(name, out, fingerprint_of(tensors, network), facts["description"], 0, {})
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    draft = ModelFolder(name, out, fingerprint_of(arrays, network), facts["description"], 0, {})
     config = {
         "name": name,
         "description": draft.description,
         "fingerprint": draft.fingerprint,
-        "encoder_sha256": encoder_hash_of(tensors),
+        "encoder_sha256": encoder_hash_of(arrays),
         "self_test": Codec(draft, parts, torch.device("cpu")).self_test(),
         "parameters": count_parameters([parts.encoder, parts.topdown, parts.synthesis]),
         "exactness": {"largest_sum_share": max(prove(parts.topdown), prove(parts.synthesis))},

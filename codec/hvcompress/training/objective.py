@@ -32,7 +32,8 @@ from ..model import Parts
 from ..network import HierarchicalVAE, Prior, dequantize, descend
 from ..quality import LAMBDA_MAX, LAMBDA_MIN, LEVELS
 from ..rate import bits
-from ..trellis import is_coded, level_bits, quantize
+from ..symbols import is_coded
+from ..trellis import level_bits, quantize
 
 TC_POSITIONS = 1024  # of a batch, at most, that a total correlation is estimated from: its cost is quadratic
 

@@ -1,0 +1,201 @@
+"""The decoder without torch, in numpy alone: a small picture is there before torch would be imported.
+
+The same integers as those of `network.py`, each a whole number in float64, which holds them all exactly: weights are
+multiples of 2^-18 below 2^3, activations whole numbers up to 2^15, so that sums of fewer than 2^16 of their products
+have 52 bits. All of a picture is computed at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import container, plan
+from .alpha import unpack_alpha
+from .container import Container
+from .entropy import LayerCoder
+from .errors import MismatchError, ModelError
+from .image_io import Picture
+from .metadata import unpack_icc, unpack_metadata
+from .model import ModelFolder, check_made_with, read_decoder, split_tables
+from .plan import padded
+from .quality import layer_qualities
+
+Arrays = dict[str, np.ndarray]
+
+
+def clamp(x: np.ndarray) -> np.ndarray:
+    return np.clip(x, -32768.0, 32767.0, out=x)
+
+
+def leaky(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, np.floor((x + 4.0) * 0.125))
+
+
+def pixel_shuffle(x: np.ndarray, n: int) -> np.ndarray:
+    """(c n n, h, w) -> (c, n h, n w)."""
+    c, h, w = len(x) // n**2, *x.shape[1:]
+    return x.reshape(c, n, n, h, w).transpose(0, 3, 1, 4, 2).reshape(c, n * h, n * w)
+
+
+class Convolution:
+    """`exact.ExactConv2d`, rounded and clamped."""
+
+    def __init__(self, arrays: Arrays, name: str):
+        weight, bias, exponent = (arrays[f"{name}.{part}"] for part in ("weight", "bias", "exponent"))
+        bits = 18 if weight.dtype == np.int16 else 12
+        scale = 2.0 ** (exponent.astype(np.float64) - bits)
+        self._taps = weight.transpose(2, 3, 0, 1)  # (k, k, C_out, C_in), of integers
+        self._scale = scale[:, None]
+        self._bias = bias[:, None] * 2.0**-12 + 0.5
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(C_in, h, w) -> (C_out, h, w)."""
+        (c, h, w), k = x.shape, len(self._taps)
+        around = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2))) if k > 1 else x
+        total = self._bias
+        for row in range(k):
+            for column in range(k):
+                weight = self._taps[row, column] * self._scale
+                total = total + weight @ around[:, row : row + h, column : column + w].reshape(c, h * w)
+        return clamp(np.floor(total, out=total)).reshape(-1, h, w)
+
+
+@dataclass(frozen=True)
+class Block:
+    """`network.Block`."""
+
+    reduce: Convolution
+    spatial: Convolution
+    expand: Convolution
+    gain: np.ndarray  # (LEVELS, C / 2), of 2^-10
+    shift: np.ndarray
+
+    def __call__(self, x: np.ndarray, quality: int) -> np.ndarray:
+        gain, shift = (table[quality][:, None, None] for table in (self.gain, self.shift))
+        y = self.spatial(leaky(self.reduce(x)))
+        y = leaky(clamp(np.floor(y * (gain * 2.0**-10) + (shift + 0.5))))
+        return clamp(x + self.expand(y))
+
+
+def _blocks(arrays: Arrays, name: str, count: int) -> list[Block]:
+    parts = [f"{name}.{number}" for number in range(count)]
+    return [
+        Block(
+            *(Convolution(arrays, f"{part}.{kind}") for kind in ("reduce", "spatial", "expand")),
+            *(arrays[f"{part}.{kind}.table"] for kind in ("gain", "shift")),
+        )
+        for part in parts
+    ]
+
+
+def _through(blocks: Iterable[Block], x: np.ndarray, quality: int) -> np.ndarray:
+    for block in blocks:
+        x = block(x, quality)
+    return x
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`network.LatentLayer`."""
+
+    stride: int
+    up: Convolution | None
+    blocks: list[Block]
+    prior: Convolution
+    project: Convolution
+    step: np.ndarray  # (LEVELS, c), of 2^-10
+    scale_shift: np.ndarray
+
+
+def _layers(arrays: Arrays, network: dict) -> list[Layer]:
+    layers, stride = [], plan.MAX_STRIDE
+    for number, latent in enumerate(network["latents"]):
+        name = f"topdown.layers.{number}"
+        up = None if latent["stride"] == stride else Convolution(arrays, f"{name}.up.mix")
+        stride = latent["stride"]
+        prior, project = Convolution(arrays, f"{name}.prior"), Convolution(arrays, f"{name}.project")
+        tables = arrays[f"{name}.step.table"], arrays[f"{name}.scale_shift.table"]
+        layers.append(Layer(stride, up, _blocks(arrays, f"{name}.blocks", latent["blocks"]), prior, project, *tables))
+    return layers
+
+
+class PortableDecoder:
+    """A model's decoder. Its pictures are those of `codec.Codec`, to the bit."""
+
+    def __init__(self, folder: ModelFolder):
+        """Raises ModelError."""
+        arrays, network = read_decoder(folder), folder.config["network"]
+        self.fingerprint = folder.fingerprint
+        try:
+            self._coder = LayerCoder(split_tables(arrays["entropy.reach"], arrays["entropy.frequencies"]))
+            self._start = arrays["topdown.start"].astype(np.float64)
+            self._layers = _layers(arrays, network)
+            self._stages: list[tuple[Convolution | None, list[Block]]] = []
+            stride = self._layers[-1].stride
+            while stride >= 4:
+                up = None if not self._stages else Convolution(arrays, f"synthesis.ups.{stride}.mix")
+                count = network["synthesis_blocks"][str(stride)]
+                self._stages.append((up, _blocks(arrays, f"synthesis.stages.{stride}", count)))
+                stride //= 2
+            self._out = Convolution(arrays, "synthesis.out")
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelError("the model lacks parts or its sizes make no sense") from error
+
+    def decode(self, parsed: Container, bits: int = 8, memory_limit: int | None = None) -> Picture:
+        """All of a picture, with 8 or 16 bits per sample.
+
+        Raises FormatError, LimitError, ModelError (made with another model), and MismatchError where the latents are
+        not those that the encoder had.
+        """
+        header = parsed.header
+        check_made_with(header, self.fingerprint, len(self._layers))
+        has_alpha = len(parsed.chunks.get(container.ALPHA, b"")) > 1
+        needed = plan.needed_memory(header.width, header.height, bits=bits, has_alpha=has_alpha)
+        with plan.memory_for(header.width, header.height, needed, memory_limit):
+            profile, alpha = unpack_icc(parsed.chunks), None
+            pixels = self._pixels(self._feature(parsed), header, (1 << bits) - 1)
+            if container.ALPHA in parsed.chunks:
+                alpha = unpack_alpha(parsed.chunks[container.ALPHA], header.width, header.height)
+        return Picture(pixels, header.gray, alpha, profile, *unpack_metadata(parsed.chunks))
+
+    def _feature(self, parsed: Container) -> np.ndarray:
+        """The last feature of the top-down path, `TopDown.walk`: (C, H / 8, W / 8)."""
+        header, digests = parsed.header, b""
+        height, width = padded(header.height), padded(header.width)
+        qualities = layer_qualities(header.quality, header.offsets)
+        h = np.empty((len(self._start), height // plan.MAX_STRIDE, width // plan.MAX_STRIDE))
+        h[:] = self._start[:, None, None]
+        for layer, quality, stream in zip(self._layers, qualities, parsed.streams, strict=True):
+            if layer.up is not None:
+                h = pixel_shuffle(layer.up(h), 2)
+            h = _through(layer.blocks, h, quality)
+            mean, raw = np.split(layer.prior(h), 2)
+            step, shift = (table[quality][:, None, None] for table in (layer.step, layer.scale_shift))
+            index = np.clip(np.floor((16.0 * raw + (shift + 512.0)) * 2.0**-10), 0, 63).astype(np.uint8)
+            z, digest = np.empty_like(mean), hashlib.sha256()
+            spans = plan.segments(*h.shape[1:])
+            for (top, bottom), segment in zip(spans, plan.split(stream, len(spans)), strict=True):
+                levels = self._coder.decode(segment, index[:, top:bottom], header.state_bits)
+                z[:, top:bottom] = clamp(np.floor(mean[:, top:bottom] + 0.5 * (step * levels + 1.0)))
+                digest.update(z[:, top:bottom].astype("<i4").tobytes())
+            digests += digest.digest()
+            h = clamp(h + layer.project(z))
+        if hashlib.sha256(digests).digest()[:4] != header.latent_hash:
+            raise MismatchError(
+                "the decoded latents are not those of the encoder: this device or its software computes differently"
+            )
+        return h
+
+    def _pixels(self, h: np.ndarray, header: container.Header, white: int) -> np.ndarray:
+        """`Synthesis` and `pixels.Painter`: (height, width, 3) uint8, or uint16."""
+        for up, blocks in self._stages:
+            h = _through(blocks, h if up is None else pixel_shuffle(up(h), 2), header.quality)
+        samples = pixel_shuffle(self._out(h), 4)[:, : header.height, : header.width].transpose(1, 2, 0)
+        samples = np.floor((np.clip(samples, -2048, 2048) * white + 2048.0 * (white + 1)) * 2.0**-12)
+        if header.gray:  # the network does not know that the planes should be equal
+            samples[:] = np.rint(samples.mean(2, keepdims=True))
+        return samples.astype(np.uint8 if white == 255 else np.uint16)
