@@ -194,7 +194,13 @@ def _without_torch(options: Decoding, header: Header) -> bool:
     """Whether a picture is decoded sooner in numpy, since torch, which is several times as fast, is not there yet."""
     whole = (options.layers, options.crop, options.partial) == (None, None, False)
     small = padded(header.width) * padded(header.height) <= SMALL
-    return whole and small and options.alone and options.device in ("auto", "cpu") and "torch" not in sys.modules
+    return (
+        whole
+        and small
+        and options.alone
+        and options.device in ("auto", "cpu")
+        and f"{__package__}.codec" not in sys.modules
+    )
 
 
 def _parsed(data: bytes) -> Container:
