@@ -392,7 +392,7 @@ def test_what_effort_saves_counts_along_the_codecs_own_curve():
         {"effort": 3, "quality": 50, "saved": value, "time_ratio": ratio}
         for value, ratio in ((0.01, 9.0), (0.03, 11.0))
     ]
-    assert re.search(r"^ +3 +16384 +0 +1 +2\.00 % +10$", gain.table(rows, [3], [50]), re.MULTILINE)
+    assert re.search(r"^ +3 +65536 +0 +1 +2\.00 % +10$", gain.table(rows, [3], [50]), re.MULTILINE)
 
 
 def test_complexity_counts_every_multiplication():

@@ -94,7 +94,10 @@ def test_the_best_of_several_files_is_taken(tiny, picture, monkeypatch, first):
             for parameter in encoder.posteriors.parameters():
                 parameter.mul_(factor)
         encoders.append(encoder)
-    files = [tiny._encode_with(encoder, picture, 50, (0,) * LAYERS, 14, True) for encoder in (tiny._encoder, *encoders)]
+    bits = effort.level_of(7).state_bits
+    files = [
+        tiny._encode_with(encoder, picture, 50, (0,) * LAYERS, bits, True) for encoder in (tiny._encoder, *encoders)
+    ]
     best = min(files, key=lambda made: lagrangian(picture, made))
     assert best is not files[0] and effort.level_of(7).files == 4
     in_turns = encoders[first:] + encoders[:first]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageCms
 from test_cli import save_photo
 
-from hvcompress import console, jobs, model, reporting
+from hvcompress import console, jobs, reporting, work
 from hvcompress.cli import main
 from hvcompress.container import read_info
 from hvcompress.errors import InputError, OutputError, UsageError
@@ -34,7 +34,7 @@ def codec(monkeypatch):
     made = fake_codec.module()
     monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
     monkeypatch.setattr(
-        model, "find_model", lambda name: SimpleNamespace(fingerprint=fake_codec.FINGERPRINT, config=CONFIG)
+        work, "find_model", lambda name: SimpleNamespace(fingerprint=fake_codec.FINGERPRINT, config=CONFIG)
     )
     return made
 
@@ -119,7 +119,7 @@ def test_an_output_that_is_not_as_asked_for_is_made_anew(spoil, tree, codec, mon
     elif spoil == "offsets":
         options += ["--beta", "1,2,1"]
     elif spoil == "model":
-        monkeypatch.setattr(model, "find_model", lambda name: SimpleNamespace(fingerprint="00" * 32, config=CONFIG))
+        monkeypatch.setattr(work, "find_model", lambda name: SimpleNamespace(fingerprint="00" * 32, config=CONFIG))
     elif spoil == "older":
         os.utime(out, ns=(0, 0))
     else:
