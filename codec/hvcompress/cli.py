@@ -144,12 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def output_arguments(made: _Parser, kind: str) -> None:
         places = made.add_mutually_exclusive_group()
-        places.add_argument(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="file, folder, or - (default: beside the input)",
-        )
+        places.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - (default: beside the input)")
         places.add_argument("--output-dir", metavar="DIR", help="folder, made if need be; mirrors folders of inputs")
         made.add_argument("-r", "--recursive", action="store_true", help=f"of folders take all {kind} in them")
         made.add_argument(

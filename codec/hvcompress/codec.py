@@ -39,7 +39,7 @@ from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
 from .metrics import mean_squared_error
-from .model import ModelFolder, Parts, check_made_with, find_fingerprint, find_model, load_parts
+from .model import ModelFolder, Parts, check_made_with, find_model, folder_for, load_parts
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .pixels import Features, Painter
 from .plan import padded
@@ -775,5 +775,4 @@ def codec_for(
     partial: the file may be cut off at its end.
     """
     header = (container.parse_prefix if partial else container.parse)(data).header
-    folder = find_model(model) if model is not None else find_fingerprint(header.fingerprint)
-    return load_folder(folder, device)
+    return load_folder(folder_for(header, model), device)

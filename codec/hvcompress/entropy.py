@@ -104,7 +104,7 @@ def _quantizers(symbols: np.ndarray, state_bits: int) -> np.ndarray:
     parities = parities.reshape(steps, lanes)
     following = machine_of(state_bits).following
     quantizers = np.empty_like(parities)
-    state = np.zeros(parities.shape[1], np.int32)
+    state = np.zeros(lanes, np.int32)
     for step, parity in enumerate(parities):
         quantizers[step] = state & 1
         state = following[state, parity]

@@ -114,6 +114,11 @@ def find_fingerprint(fingerprint: bytes) -> ModelFolder:
     )
 
 
+def folder_for(header: Header, model: str | os.PathLike | None = None) -> ModelFolder:
+    """The model that a file's fingerprint names, or the given one. Raises ModelError."""
+    return find_model(model) if model is not None else find_fingerprint(header.fingerprint)
+
+
 def check_made_with(header: Header, fingerprint: str, layers: int) -> None:
     """Raises ModelError or FormatError where the model of that fingerprint, of so many layers, cannot decode a file."""
     if not fingerprint.startswith(header.fingerprint.hex()):

@@ -22,7 +22,7 @@ from .container import Container, FileInfo, Header, parse, parse_prefix, read_in
 from .errors import FormatError, HvcompressError, UnsupportedError
 from .jobs import STANDARD, Job, check, read_compressed, write
 from .memory import give_back
-from .model import find_fingerprint, find_model
+from .model import find_model, folder_for
 from .plan import padded
 from .targets import Target, encode_to
 
@@ -168,8 +168,7 @@ def _decoded(options: Decoding, data: bytes, container: Container, progress: Pro
     if _without_torch(options, container.header):
         from .portable import PortableDecoder
 
-        found = find_model(options.model) if options.model else find_fingerprint(container.header.fingerprint)
-        decoder = PortableDecoder(found)
+        decoder = PortableDecoder(folder_for(container.header, options.model))
         began = time.perf_counter()
         picture = decoder.decode(container, options.bits, options.memory_limit)
         return picture, time.perf_counter() - began

@@ -69,9 +69,8 @@ def _ends(weights: np.ndarray) -> np.ndarray:
     """(n,) -> (n + 1,) uint64: the ends of the symbols' intervals, by constriction's rule for `perfect=False`."""
     share = weights / weights.sum()
     through = np.cumsum(share)  # from left to right, as constriction adds them up
-    begins = (np.append(0.0, through[:-1]) * ((TOTAL - len(share)) / through[-1])).astype(np.int64) + np.arange(
-        len(share)
-    )
+    before, numbers = np.append(0.0, through[:-1]), np.arange(len(share))
+    begins = (before * ((TOTAL - len(share)) / through[-1])).astype(np.int64) + numbers
     return np.append(begins, TOTAL).astype(np.uint64)
 
 
