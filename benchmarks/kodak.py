@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = {"imagecodecs": "imagecodecs", "bjontegaard": "bjontegaard", "pytorch_msssim": "pytorch-msssim",
-          "matplotlib": "matplotlib", "hvcompress": "hvcompress"}  # fmt: skip
+          "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg", "hvcompress": "hvcompress"}  # fmt: skip
 QUALITIES = tuple(range(0, 101, 10))
 
 
@@ -139,10 +139,10 @@ def write_results(records: list[dict], out: Path, name: str, effort: int, publis
 
 def write_csv(path: Path, records: list[dict]) -> None:
     """A flat table of everything in per_image/."""
+    import rd
     from report import SECONDS
 
-    names = ["codec", "image", "point", "bytes", "bpp", "psnr", "msssim"]
-    names += [*SECONDS, "estimated_bits"]
+    names = ["codec", "image", "point", "bytes", "bpp", *rd.MEASURES, *SECONDS, "estimated_bits"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -24,8 +24,10 @@ import rd
 from classical import Classical
 from hvcompress.metrics import psnr
 from learned import other
+from looks import looks
 
 OURS = "hvcompress"
+FIGURES = "bytes, bpp, psnr, msssim, vmaf, psnr_hvs"  # of a row; other ones make what was measured useless
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Picked:
 
 def cache_key(codec: Classical, point: float, image_sha256: str) -> str:
     """16 hex digits that change whenever the row's figures could."""
-    parts = [codec.key, codec.settings, codec.library(), codec.point_name, f"{point:g}", image_sha256]
+    parts = [codec.key, codec.settings, codec.library(), codec.point_name, f"{point:g}", image_sha256, FIGURES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -57,12 +59,13 @@ def read_rgb(path: Path) -> Image.Image:
 
 def figures(pixels: np.ndarray, decoded: np.ndarray, size: int) -> dict:
     """Rate and distortion of one file. pixels, decoded: (H, W, 3) uint8; size: bytes."""
-    similarity = rd.ms_ssim(pixels, decoded)
+    similarity, seen = rd.ms_ssim(pixels, decoded), looks(pixels, decoded)
     return {
         "bytes": size,
         "bpp": round(8 * size / (pixels.shape[0] * pixels.shape[1]), 6),
         "psnr": round(psnr(pixels, decoded), 5),
         "msssim": None if similarity is None else round(similarity, 7),
+        **{name: None if value is None else round(value, 4) for name, value in seen.items()},
     }
 
 

@@ -136,7 +136,8 @@ def draw_curves(source: Path, path: Path) -> None:
     import rd_plot
 
     measured = json.loads(source.read_text(encoding="utf-8"))
-    curves = [rd.Curve(**{**c, **{n: tuple(c[n]) for n in ("bpp", "psnr", "msssim")}}) for c in measured["curves"]]
+    names = ("bpp", *rd.MEASURES)
+    curves = [rd.Curve(**{**c, **{name: tuple(c.get(name, ())) for name in names}}) for c in measured["curves"]]
     kodak = measured["pictures"].startswith("Kodak")
     rd_plot.draw(curves, rd.published_curves() if kodak else [], path, measured["pictures"])
 

@@ -16,10 +16,11 @@ import numpy as np
 
 PUBLISHED = Path(__file__).resolve().parent / "published" / "kodak_rd.json"
 BD_METHOD = "pchip"
-MIN_OVERLAP_DB = 1.0  # a delta over less than this says nothing
+MIN_OVERLAP = 1.0  # dB, or points of VMAF: a delta over less than this says nothing
 # What an exact reconstruction counts as: its PSNR, and its MS-SSIM in dB, would be infinite.
 BEST_PSNR = 100.0
 BEST_MSSSIM = 1 - 5e-8  # rows have seven digits
+MEASURES = ("psnr", "msssim", "vmaf", "psnr_hvs")  # of distortion: columns of rows, and fields of curves
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Curve:
     psnr: tuple[float, ...]  # dB, RGB
     msssim: tuple[float, ...] = ()  # 0..1, may be missing
     source: str = ""
+    vmaf: tuple[float, ...] = ()  # 0..100, may be missing
+    psnr_hvs: tuple[float, ...] = ()  # dB, may be missing
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def capped(rows: list[dict]) -> list[dict]:
 
 
 def mean_curve(key: str, label: str, rows: list[dict]) -> Curve:
-    """Mean over images at each setting. rows: dicts with point, image, bpp, psnr, msssim.
+    """Mean over images at each setting. rows: dicts with point, image, bpp, psnr, msssim, and other MEASURES if any.
 
     Raises ValueError if the settings were not all measured on the same images.
     """
@@ -91,19 +94,15 @@ def mean_curve(key: str, label: str, rows: list[dict]) -> Curve:
         by_point.setdefault(row["point"], []).append(row)
     if len({frozenset(row["image"] for row in group) for group in by_point.values()}) != 1:
         raise ValueError(f"{label}: some settings were not measured on every image")
-    points = []
-    for group in by_point.values():
-        similarity = [row["msssim"] for row in group]
-        points.append(
-            (
-                float(np.mean([row["bpp"] for row in group])),
-                float(np.mean([row["psnr"] for row in group])),
-                None if None in similarity else float(np.mean(similarity)),
-            )
-        )
-    points.sort()
-    bpp, decibels, similarity = zip(*points, strict=True)
-    return Curve(key, label, bpp, decibels, () if None in similarity else similarity)
+    groups = sorted(by_point.values(), key=lambda group: _mean(group, "bpp"))
+    measured = {name: tuple(_mean(group, name) for group in groups) for name in ("bpp", *MEASURES)}
+    return Curve(key, label, **{name: () if None in values else values for name, values in measured.items()})
+
+
+def _mean(rows: list[dict], name: str) -> float | None:
+    """None where a row lacks it."""
+    values = [row.get(name) for row in rows]
+    return None if None in values else float(np.mean(values))
 
 
 def published_curves() -> list[Curve]:
@@ -148,19 +147,18 @@ def bpp_at(curve: Curve, psnr: np.ndarray | float) -> np.ndarray:
 # Comparison
 
 
-def bd_rate(anchor: Curve, test: Curve) -> float | None:
-    """BD-rate of test against anchor in percent over the PSNR range they share; negative means fewer bits.
+def bd_rate(anchor: Curve, test: Curve, measure: str = "psnr") -> float | None:
+    """BD-rate of test against anchor in percent over the quality range they share; negative means fewer bits.
 
-    None if they share less than MIN_OVERLAP_DB.
+    measure: one of MEASURES; MS-SSIM counts in dB, -10 log10(1 - MS-SSIM). None where a curve lacks it, or if they
+    share less than MIN_OVERLAP.
     """
-    return _delta(rising(anchor.bpp, anchor.psnr), rising(test.bpp, test.psnr))
-
-
-def bd_rate_msssim(anchor: Curve, test: Curve) -> float | None:
-    """The same over MS-SSIM in dB, -10 log10(1 - MS-SSIM). None where a curve has no MS-SSIM."""
-    if not anchor.msssim or not test.msssim:
+    values = [getattr(curve, measure) for curve in (anchor, test)]
+    if not all(values):
         return None
-    return _delta(*(rising(c.bpp, msssim_db(c.msssim)) for c in (anchor, test)))
+    if measure == "msssim":
+        values = [msssim_db(similarity) for similarity in values]
+    return _delta(rising(anchor.bpp, values[0]), rising(test.bpp, values[1]))
 
 
 def bd_rate_in_band(anchor: Curve, test: Curve, low: float, high: float) -> float | None:
@@ -180,7 +178,7 @@ def _delta(anchor: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nda
     if min(len(anchor[0]), len(test[0])) < 2:
         return None
     overlap = min(anchor[1].max(), test[1].max()) - max(anchor[1].min(), test[1].min())
-    if overlap < MIN_OVERLAP_DB:
+    if overlap < MIN_OVERLAP:
         return None
     # min_overlap=0: its warning about partial overlap is noise here, most curves have different ends.
     return float(bjontegaard.bd_rate(*anchor, *test, BD_METHOD, require_matching_points=False, min_overlap=0))

@@ -23,6 +23,7 @@ OTHER_MARKER = "*"  # of measured codecs that are not in MEASURED_STYLE, in colo
 MEASURED_STYLE = {
     OURS: ("#d62728", "o"),
     "avif": ("#1f5fb4", "s"),
+    "avif-default": ("#7fa6dd", "s"),
     "webp": ("#2e8b3d", "^"),
     "jpegxl": ("#8c6bb1", "D"),
     "jpeg2000": ("#a0722a", "v"),

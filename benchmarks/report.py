@@ -13,8 +13,9 @@ from measure import OURS
 
 # Anchors by key, measured or published. Published JPEG has default Huffman tables, which cost it 14 %: the figures that
 # papers give against JPEG are mostly against such files.
-ANCHORS = ("jpeg420", "jpeg-published", "webp", "avif", "bpg", "av1", "vtm18")
+ANCHORS = ("jpeg420", "jpeg-published", "webp", "jpegxl", "avif", "avif-default", "bpg", "av1", "vtm18")
 JPEG = "jpeg420"  # whose quality scale people know
+LOOKS = {"msssim": "MS-SSIM in dB", "vmaf": "VMAF (NEG)", "psnr_hvs": "PSNR-HVS"}  # in tables, beside PSNR
 BANDS = ((28, 31), (31, 34), (34, 37), (37, 40))
 SECONDS = ("encode_fit_s", "encode_network_s", "encode_coder_s", "decode_network_s", "decode_coder_s")
 EQUAL_RATE = (0.15, 1.5)  # bpp, where our curve is to lie above WebP's PSNR
@@ -30,10 +31,11 @@ def summarise(measured: list[rd.Curve], published: list[rd.Curve], rows: dict[st
         "anchors": {anchor.key: anchor.label for anchor in anchors},
         "labels": {curve.key: curve.label for curve in everyone},
         "bd_rate_psnr": {c.key: {a.key: _rounded(rd.bd_rate(a, c)) for a in anchors} for c in everyone},
-        "bd_rate_msssim": {
-            c.key: {a.key: _rounded(rd.bd_rate_msssim(a, c)) for a in anchors if a.msssim} for c in measured
-        },
     }
+    for measure in LOOKS:
+        shared = [anchor for anchor in anchors if getattr(anchor, measure)]
+        found = {c.key: {a.key: _rounded(rd.bd_rate(a, c, measure)) for a in shared} for c in measured}
+        summary[f"bd_rate_{measure}"] = found
     ours = next((curve for curve in measured if curve.key == OURS), None)
     if ours is None:
         return summary
@@ -88,8 +90,8 @@ def _per_setting(rows: list[dict]) -> list[dict]:
     for point in dict.fromkeys(row["point"] for row in rows):
         group = [row for row in rows if row["point"] == point]
         line: dict = {"point": point}
-        for name in ("bytes", "bpp", "psnr", "msssim"):
-            values = [row[name] for row in group]
+        for name in ("bytes", "bpp", *rd.MEASURES):
+            values = [row.get(name) for row in group]
             line[name] = None if None in values else float(np.mean(values))
         for name in SECONDS:
             if all(name in row for row in group):
@@ -124,7 +126,7 @@ def as_text(summary: dict, measured: list[rd.Curve], title: str) -> str:
 
 
 def _ours_table(lines: list[dict]) -> str:
-    head = ["setting", "bytes", "bpp", "PSNR", "MS-SSIM", "in dB"]
+    head = ["setting", "bytes", "bpp", "PSNR", "MS-SSIM", "in dB", "VMAF", "PSNR-HVS"]
     head += ["encode fit", "+ network", "+ coder", "decode network", "+ coder", "file/estimate"]
     body = []
     for line in lines:
@@ -137,6 +139,7 @@ def _ours_table(lines: list[dict]) -> str:
             [line["point"], f"{line['bytes']:.0f}", f"{line['bpp']:.4f}", f"{line['psnr']:.3f}"]
             + ["-" if similarity is None else f"{similarity:.5f}"]
             + ["-" if similarity is None else f"{rd.msssim_db([similarity])[0]:.2f}"]
+            + ["-" if line[name] is None else f"{line[name]:.2f}" for name in ("vmaf", "psnr_hvs")]
             + [*seconds, over]
         )
     return f"{OURS}: means over the pictures (seconds: medians)\n" + table(head, body)
@@ -189,10 +192,11 @@ def _bd_tables(summary: dict, measured: list[str]) -> str:
     groups = [("measured here", measured), ("published, cited", published)]
     body = [line for name, keys in groups if keys for line in ([f"[{name}]"], *block("bd_rate_psnr", keys))]
     text += table(head, body)
-    used = list(next(iter(summary["bd_rate_msssim"].values())))
-    if used:
-        text += "\n\nBD-rate over MS-SSIM in dB, %\n"
-        text += table(["against", *(anchors[a] for a in used)], block("bd_rate_msssim", measured))
+    for measure, title in LOOKS.items():
+        used = list(next(iter(summary[f"bd_rate_{measure}"].values())))
+        if used:
+            text += f"\n\nBD-rate over {title}, %\n"
+            text += table(["against", *(anchors[a] for a in used)], block(f"bd_rate_{measure}", measured))
     return text
 
 

@@ -24,6 +24,7 @@ import kodak  # noqa: E402
 import kodak_set  # noqa: E402
 import large  # noqa: E402
 import learned  # noqa: E402
+import looks  # noqa: E402
 import measure  # noqa: E402
 import pictures  # noqa: E402
 import rd  # noqa: E402
@@ -60,7 +61,7 @@ def photo(tmp_path) -> Path:
 def test_bd_rate_of_a_curve_against_itself_is_zero():
     pytest.importorskip("bjontegaard")
     assert rd.bd_rate(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
-    assert rd.bd_rate_msssim(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
+    assert rd.bd_rate(CURVE, CURVE, "msssim") == pytest.approx(0, abs=1e-9)
 
 
 def test_half_the_rate_is_minus_fifty_percent_in_all_and_in_a_band():
@@ -74,7 +75,49 @@ def test_no_bd_rate_without_common_psnr_or_outside_the_band():
     pytest.importorskip("bjontegaard")
     assert rd.bd_rate(CURVE, scaled(1, db=12)) is None
     assert rd.bd_rate_in_band(CURVE, CURVE, 38, 41) is None
-    assert rd.bd_rate_msssim(CURVE, dataclasses.replace(CURVE, msssim=())) is None
+    assert rd.bd_rate(CURVE, dataclasses.replace(CURVE, msssim=()), "msssim") is None
+    assert rd.bd_rate(CURVE, CURVE, "vmaf") is None
+
+
+def test_each_measure_of_distortion_has_its_bd_rates():
+    pytest.importorskip("bjontegaard")
+    rows = {
+        key: [
+            {"point": f"quality {q}", "image": "a", "bytes": 1000, "bpp": factor * rate, "psnr": 20.0 + 4 * i,
+             "msssim": 1 - 0.2 * 0.5**i, "vmaf": 60.0 + 9 * i, "psnr_hvs": 25.0 + 5 * i}
+            for i, (q, rate) in enumerate(zip((10, 30, 50, 70), RATES, strict=False))
+        ]
+        for key, factor in ((measure.OURS, 0.5), ("webp", 1.0))
+    }  # fmt: skip
+    del rows["webp"][0]["psnr_hvs"]  # measured before there was such a column
+    curves = [rd.mean_curve(key, key, of) for key, of in rows.items()]
+    assert curves[0].vmaf == (60.0, 69.0, 78.0, 87.0) and curves[1].psnr_hvs == ()
+    summary = report.summarise(curves, [], rows)
+    for name in ("msssim", "vmaf"):
+        assert summary[f"bd_rate_{name}"][measure.OURS] == {"webp": pytest.approx(-50)}
+    assert summary["bd_rate_psnr_hvs"][measure.OURS] == {}
+    text = report.as_text(summary, curves, "title")
+    assert "BD-rate over VMAF (NEG), %" in text and "BD-rate over PSNR-HVS" not in text
+    assert re.search(r"^quality 30 .* 69\.00 +30\.00 ", text, re.MULTILINE)
+
+
+def test_looks_are_those_of_known_pictures(photo, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    if looks.ffmpeg() is None:
+        pytest.skip("no libvmaf in this ffmpeg")
+    image = Image.open(photo / "one.png").resize((192, 144), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    same = looks.looks(pixels, pixels)
+    assert same["vmaf"] == pytest.approx(97.42, abs=0.03) and same["psnr_hvs"] == looks.BEST_PSNR_HVS
+    rough = pixels.astype(int) + np.random.default_rng(0).integers(-20, 21, pixels.shape)
+    noisy = looks.looks(pixels, rough.clip(0, 255).astype(np.uint8))
+    assert noisy["vmaf"] < 95 and 20 < noisy["psnr_hvs"] < 50
+    blue = pixels.copy()
+    blue[..., 2] ^= 8  # hardly luma
+    assert looks.looks(pixels, blue)["vmaf"] > noisy["vmaf"]
+    assert looks.looks(pixels[:63], pixels[:63]) == {"vmaf": None, "psnr_hvs": None}
+    monkeypatch.setattr(looks, "ffmpeg", lambda: None)
+    assert looks.looks(pixels, pixels) == {"vmaf": None, "psnr_hvs": None}
 
 
 def test_equal_rate_finds_the_worst_place_and_what_is_missing():
