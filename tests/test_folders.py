@@ -240,7 +240,7 @@ def test_work_whose_turn_has_not_come_is_in_the_table_too(tree, codec, monkeypat
         second.set()
         return Outcome(job.source, job.output, width=1, height=1, bytes_before=1, bytes_after=1)
 
-    monkeypatch.setattr("hvcompress.cli.encode_file", work)
+    monkeypatch.setattr("hvcompress.commands.encode_file", work)
     monkeypatch.setattr(reporting, "_say_outcome", lambda *arguments: None)
     assert encode("-j", "2", "--summary", "table.json") == console.INTERRUPTED
     done = [row["file"] for row in json.loads(Path("table.json").read_text())]
@@ -295,7 +295,7 @@ def test_inputs_in_a_folder_that_vanish_are_told(tree, codec, monkeypatch, capsy
         os.remove("in/a.png")
         return planned
 
-    monkeypatch.setattr("hvcompress.cli.jobs_for", plan_and_remove)
+    monkeypatch.setattr("hvcompress.commands.jobs_for", plan_and_remove)
     assert encode() == InputError.exit_code
     assert "3 done, 1 failed" in capsys.readouterr().out
 

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 
-from .cli import Task, encoding_of, parse
+from .cli import parse
+from .commands import Task, encoding_of
 from .console import complain, debugging, stopped_in_good_order, told
 from .errors import HvcompressError, UsageError
 from .jobs import STANDARD, Job

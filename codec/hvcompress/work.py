@@ -1,8 +1,8 @@
 """What the commands `encode` and `decode` do with a file: read, compute, write, and tell what came of it.
 
-A `Job` and the options are plain values, so the same work can be done by threads of a process (`cli.py`) and by the
-machines of a cluster (`cluster.py`). Nothing heavy is imported before a file has been read, so that a bad input is told
-at once.
+A `Job` and the options are plain values, so the same work can be done by threads of a process (`commands.py`) and by
+the machines of a cluster (`cluster.py`). Nothing heavy is imported before a file has been read, so that a bad input is
+told at once.
 """
 
 from __future__ import annotations
