@@ -23,8 +23,9 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from hvcompress.codec import Codec, load_model  # noqa: E402
+from hvcompress.codec import Codec  # noqa: E402
 from hvcompress.image_io import Picture, image_bytes, read_picture, to_pil  # noqa: E402
+from hvcompress.loading import load_model  # noqa: E402
 
 NOTES = "latents.json"
 QUALITIES = (0, 35, 60, 100)

@@ -354,7 +354,7 @@ def main() -> int:
     import torch
 
     from hvcompress.cli import main as command_line
-    from hvcompress.codec import load_model
+    from hvcompress.loading import load_model
     from measure import write_rows
 
     torch.set_num_threads(1)

@@ -715,7 +715,7 @@ def work_on_decoder(job: Job) -> None:
     import torch
 
     from hvcompress import plan
-    from hvcompress.codec import load_model
+    from hvcompress.loading import load_model
 
     torch.set_num_threads(1)
     codec = load_model(job.model, device="cpu")

@@ -33,9 +33,11 @@ import torch  # noqa: E402
 
 from hvcompress import codec as codec_module  # noqa: E402
 from hvcompress import pixels as pixels_module  # noqa: E402
-from hvcompress.codec import Codec, load_model  # noqa: E402
+from hvcompress import segments  # noqa: E402
+from hvcompress.codec import Codec  # noqa: E402
 from hvcompress.exact import ExactConv2d  # noqa: E402
 from hvcompress.image_io import read_picture  # noqa: E402
+from hvcompress.loading import load_model  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 from speed import QUALITY, picture  # noqa: E402
 
@@ -94,12 +96,12 @@ def waited_copies() -> Iterator[None]:
         return lambda: copy
 
     fetch, send = codec_module.fetch, codec_module.send
-    codec_module.fetch = pixels_module.fetch = fetched
+    codec_module.fetch = pixels_module.fetch = segments.fetch = fetched
     codec_module.send = torch.Tensor.to
     try:
         yield
     finally:
-        codec_module.fetch = pixels_module.fetch = fetch
+        codec_module.fetch = pixels_module.fetch = segments.fetch = fetch
         codec_module.send = send
 
 

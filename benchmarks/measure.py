@@ -115,7 +115,7 @@ def load_ours(picked: Picked):
     """The codec, loaded once per process. Raises HvcompressError."""
     import torch
 
-    from hvcompress.codec import load_model
+    from hvcompress.loading import load_model
 
     if picked.threads:
         torch.set_num_threads(picked.threads)

@@ -92,8 +92,8 @@ def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
     from hvcompress.memory import use_memory_again
 
     use_memory_again()  # as the command does, before torch is imported
-    from hvcompress.codec import load_model
     from hvcompress.image_io import image_bytes, read_picture, to_pil
+    from hvcompress.loading import load_model
 
     codec = load_model(task.model, task.device)
     codec._coder.compile()  # as after some pictures, and what follows as in the command
@@ -197,10 +197,10 @@ def start_up(device: str, model: str | None, repeats: int) -> dict[str, float]:
 
 def integers_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> float | None:
     """Decoding time with exact sums in float32 over that with products of bytes; None where those do not pay."""
-    from hvcompress.codec import load_model
     from hvcompress.exact import ExactConv2d
     from hvcompress.image_io import read_picture
     from hvcompress.kernels import int8
+    from hvcompress.loading import load_model
 
     if int8.digits() is None:
         return None
@@ -223,9 +223,9 @@ def integers_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> f
 
 def loops_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> float | None:
     """The range coder's time in decoding with its loops in Python over that with compiled ones; None without numba."""
-    from hvcompress.codec import load_model
     from hvcompress.entropy import LayerCoder
     from hvcompress.image_io import read_picture
+    from hvcompress.loading import load_model
 
     codec = load_model(model, "cpu")
     plain, compiled = LayerCoder(codec._tables, patience=1 << 62), LayerCoder(codec._tables)

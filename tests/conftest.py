@@ -49,7 +49,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """The tiny model, loaded on the CPU."""
-    from hvcompress.codec import load_model
+    from hvcompress.loading import load_model
 
     return load_model(tiny_folder, device="cpu")
 

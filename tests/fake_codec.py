@@ -74,14 +74,14 @@ def codec_for(data, device="auto", model=None, *, partial=False):
 
 
 def module() -> types.ModuleType:
-    """What stands in for `hvcompress.codec` in `sys.modules`."""
-    made = types.ModuleType("hvcompress.codec")
+    """What stands in for `hvcompress.loading` in `sys.modules`."""
+    made = types.ModuleType("hvcompress.loading")
     made.load_model, made.codec_for = load_model, codec_for
     return made
 
 
 if __name__ == "__main__":  # the command line with this codec, for tests that need a process of its own
-    sys.modules["hvcompress.codec"] = module()
+    sys.modules["hvcompress.loading"] = module()
     from hvcompress.cli import main
 
     sys.exit(main())

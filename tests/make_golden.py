@@ -12,9 +12,9 @@ import numpy as np
 from PIL import ImageCms
 
 from hvcompress.allocation import allocation_offsets
-from hvcompress.codec import load_model
 from hvcompress.container import STATE_BITS
 from hvcompress.image_io import Picture, to_pil
+from hvcompress.loading import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 STRIDES = (64, 32, 16, 16, 16, 8, 8, 8)  # of the default model's layers

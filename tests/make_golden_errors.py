@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hvcompress.alpha import pack_alpha
-from hvcompress.codec import Codec, load_model
+from hvcompress.codec import Codec
 from hvcompress.container import (
     ALPHA,
     FLAG_CHUNKS,
@@ -31,6 +31,7 @@ from hvcompress.container import (
     parse,
 )
 from hvcompress.errors import HvcompressError
+from hvcompress.loading import load_model
 
 HERE = Path(__file__).parent
 BASE, ERRORS = HERE / "golden" / "gray.hvci", HERE / "golden_errors"

@@ -33,9 +33,9 @@ COMMANDS = ("encode", "decode", "info", "rates", "inspect", "models", "test")
 
 @pytest.fixture
 def codec(monkeypatch):
-    """Stands in for hvcompress.codec; tests may replace its functions."""
+    """Stands in for hvcompress.loading; tests may replace its functions."""
     made = fake_codec.module()
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", made)
     return made
 
 

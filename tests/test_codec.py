@@ -18,8 +18,7 @@ from PIL import Image, ImageCms
 from safetensors.torch import load_file, save_file
 
 import hvcompress
-from hvcompress import codec as codec_module
-from hvcompress import container
+from hvcompress import container, loading
 from hvcompress.entropy import path_of
 from hvcompress.errors import (
     DeviceError,
@@ -217,7 +216,7 @@ def test_file_of_another_model(tiny, photo):
     with pytest.raises(ModelError):
         tiny.decode(other)
     with pytest.raises(ModelError):
-        codec_module.codec_for(other, "cpu")
+        loading.codec_for(other, "cpu")
 
 
 @pytest.mark.parametrize("blocks", [{"4": 1}, {"4": -1, "8": "x"}, None])
@@ -228,7 +227,7 @@ def test_a_model_whose_sizes_make_no_sense_is_refused(tiny_folder, tmp_path, blo
     config["network"]["encoder_blocks"] = blocks  # of which the fingerprint knows nothing
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="sizes make no sense"):
-        codec_module.load_model(folder, device="cpu")
+        loading.load_model(folder, device="cpu")
 
 
 def test_damaged_model_is_refused(tiny_folder, tmp_path):
@@ -238,13 +237,13 @@ def test_damaged_model_is_refused(tiny_folder, tmp_path):
     weights[-5] ^= 64
     (broken / "weights.safetensors").write_bytes(weights)
     with pytest.raises(ModelError):
-        codec_module.load_model(broken, "cpu")
+        loading.load_model(broken, "cpu")
     (broken / "weights.safetensors").write_bytes(b"short")
     with pytest.raises(ModelError):
-        codec_module.load_model(broken, "cpu")
+        loading.load_model(broken, "cpu")
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError):
-        codec_module.load_model(broken, "cpu")
+        loading.load_model(broken, "cpu")
 
 
 def test_a_damaged_encoder_is_noticed(tiny_folder, tmp_path):
@@ -255,7 +254,7 @@ def test_a_damaged_encoder_is_noticed(tiny_folder, tmp_path):
     tensors["encoder.stem.weight"].view(-1)[3] += 0.25
     save_file(tensors, folder / "weights.safetensors")
     with pytest.raises(ModelError, match="its encoder is not the one"):
-        codec_module.load_model(folder, device="cpu")
+        loading.load_model(folder, device="cpu")
 
 
 def test_a_model_of_another_architecture_is_refused(tiny_folder, tmp_path):
@@ -265,7 +264,7 @@ def test_a_model_of_another_architecture_is_refused(tiny_folder, tmp_path):
     del config["network"]["architecture"]
     (old / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="architecture 1"):
-        codec_module.load_model(old, "cpu")
+        loading.load_model(old, "cpu")
 
 
 def test_failed_self_test_refuses_to_code(tiny_folder, tmp_path):
@@ -276,7 +275,7 @@ def test_failed_self_test_refuses_to_code(tiny_folder, tmp_path):
     at = text.index(answer) + len(answer)
     (liar / "config.json").write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
     with pytest.raises(DeviceError):
-        codec_module.load_model(liar, "cpu")
+        loading.load_model(liar, "cpu")
 
 
 def test_a_device_that_cannot_compute_is_tried_once(tiny_folder, tmp_path, monkeypatch):
@@ -288,17 +287,17 @@ def test_a_device_that_cannot_compute_is_tried_once(tiny_folder, tmp_path, monke
         tries.append(self.device)
         raise RuntimeError("no kernel image is available\nand more")
 
-    monkeypatch.setattr(codec_module.Codec, "self_test", failing)
+    monkeypatch.setattr(loading.Codec, "self_test", failing)
     for _ in range(3):
         with pytest.raises(DeviceError, match="no kernel image is available$"):
-            codec_module.load_model(folder, device="cpu")
+            loading.load_model(folder, device="cpu")
     assert len(tries) == 1
 
 
 @pytest.mark.parametrize("device", ["toaster", "mps", "cuda:99"])
 def test_unknown_device(tiny_folder, device):
     with pytest.raises(HvcompressError):
-        codec_module.load_model(tiny_folder, device)
+        loading.load_model(tiny_folder, device)
 
 
 def test_verification_finds_a_lying_encoder(tiny, photo, monkeypatch):
@@ -399,7 +398,7 @@ def test_metadata_can_be_left_out(tiny_folder, photo):
 def test_cuda_decodes_what_the_cpu_made(tiny, tiny_folder, photo):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    on_gpu = codec_module.load_model(tiny_folder, "cuda")
+    on_gpu = loading.load_model(tiny_folder, "cuda")
     for quality in (5, 50, 95):
         for encoder, decoder in ((tiny, on_gpu), (on_gpu, tiny)):
             encoded = encoder.encode(read_picture(photo), quality)

@@ -20,8 +20,7 @@ import torch
 from PIL import Image
 
 import hvcompress
-from hvcompress import batch, forking
-from hvcompress import codec as codec_module
+from hvcompress import batch, devices, forking, loading
 from hvcompress.cli import main
 from hvcompress.errors import DeviceError, FormatError, HvcompressError, HvcompressWarning, InputError
 from hvcompress.image_io import read_picture
@@ -86,8 +85,8 @@ def test_threads_that_do_different_things_at_once(tiny, photo):
 
 def test_threads_that_load_a_model_at_once_share_one(tiny_folder, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_folder, tmp_path / "copy")
-    load, loads = codec_module.load_parts, []
-    monkeypatch.setattr(codec_module, "load_parts", lambda found: loads.append(None) or load(found))
+    load, loads = loading.load_parts, []
+    monkeypatch.setattr(loading, "load_parts", lambda found: loads.append(None) or load(found))
     start = threading.Barrier(4)
 
     def work(_) -> object:
@@ -191,7 +190,7 @@ def test_processes_that_write_the_same_file_at_once(tmp_path, photo, force):
     program = """
 import os, sys, time
 import fake_codec
-sys.modules["hvcompress.codec"] = fake_codec.module()
+sys.modules["hvcompress.loading"] = fake_codec.module()
 from hvcompress import cli, files
 write = files.write_atomically
 def together(*arguments, **options):
@@ -226,7 +225,7 @@ FORKED = """
 import hashlib, json, os, signal, sys, threading, time
 import numpy as np, torch
 import hvcompress
-from hvcompress import codec as codec_module
+from hvcompress import loading
 from hvcompress.image_io import read_picture
 LIMIT = float(sys.argv[2])
 
@@ -293,7 +292,7 @@ answers["there"] = {name: in_child(each) for name, each in work.items()}
 held, done = threading.Event(), threading.Event()
 def hold():
     "Another thread is loading a model, and another one reads a picture."
-    with codec_module._loading, hvcompress.image_io._opening:
+    with loading._loading, hvcompress.image_io._opening:
         held.set()
         done.wait(LIMIT)
 threading.Thread(target=hold).start()
@@ -353,8 +352,8 @@ def test_a_fork_after_cuda_is_told(tiny_folder, tmp_path, photo, monkeypatch, ca
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in ("auto", "cuda", "cuda:0"):
         with pytest.raises(DeviceError, match="forked.*spawn"):
-            codec_module.pick_device(device)
-    assert codec_module.pick_device("cpu").type == "cpu"
+            devices.pick_device(device)
+    assert devices.pick_device("cpu").type == "cpu"
     with pytest.warns(HvcompressWarning, match="forked.*using the CPU"):
         assert hvcompress.load_model(tiny_folder).device.type == "cpu"
     Image.fromarray(photo).save(tmp_path / "a.png")

@@ -10,9 +10,9 @@ import torch
 
 from hvcompress import codec as codec_module
 from hvcompress import pixels as pixels_module
-from hvcompress import plan
-from hvcompress.codec import LatentHash
+from hvcompress import plan, segments
 from hvcompress.kernels.copies import fetch, send
+from hvcompress.segments import LatentHash
 
 
 def test_on_a_cpu_nothing_is_copied():
@@ -50,7 +50,7 @@ def test_what_is_on_its_way_is_not_overwritten(tiny, monkeypatch, bands):
         late.append(x.shape)
         return lambda: x.clone()
 
-    for module in (codec_module, pixels_module):
+    for module in (codec_module, pixels_module, segments):
         monkeypatch.setattr(module, "fetch", fetched_late)
     made = tiny.encode(picture, 60)
     assert made.data == expected.data

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import hvcompress
-from hvcompress import codec as codec_module
 from hvcompress import effort
-from hvcompress.codec import lagrangian
+from hvcompress.effort import lagrangian
 from hvcompress.errors import UsageError
 from hvcompress.exact import relaxed, to_values
 from hvcompress.image_io import read_picture
@@ -79,7 +78,7 @@ def test_effort_is_never_worse(tiny, picture, monkeypatch):
         yield from [encoder] * level.files
 
     with monkeypatch.context() as patch:
-        patch.setattr(codec_module, "fitted_encoders", ruined)
+        patch.setattr(effort, "fitted_encoders", ruined)
         assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
     monkeypatch.setattr(effort, "LEARNING_RATE", float("inf"))
     assert tiny.encode(picture, 50, effort=5).data == tiny.encode(picture, 50, effort=3).data
@@ -101,7 +100,7 @@ def test_the_best_of_several_files_is_taken(tiny, picture, monkeypatch, first):
     best = min(files, key=lambda made: lagrangian(picture, made))
     assert best is not files[0] and effort.level_of(7).files == 4
     in_turns = encoders[first:] + encoders[:first]
-    monkeypatch.setattr(codec_module, "fitted_encoders", lambda *_: in_turns)
+    monkeypatch.setattr(effort, "fitted_encoders", lambda *_: in_turns)
     chosen = tiny.encode(picture, 50, effort=7)
     assert chosen.data == best.data and np.array_equal(chosen.picture.pixels, best.picture.pixels)
 

@@ -39,7 +39,7 @@ SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 FAKE = """
 import os, signal, sys
 import fake_codec
-sys.modules["hvcompress.codec"] = fake_codec.module()
+sys.modules["hvcompress.loading"] = fake_codec.module()
 from fake_codec import FakeCodec
 import hvcompress.cli, hvcompress.files as files, hvcompress.image_io as image_io
 """
@@ -443,12 +443,12 @@ import json, os, pathlib, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 torch.set_num_threads(1)
-import faults, hvcompress.codec
+import faults, hvcompress.loading
 from hvcompress import cli, effort, reporting
 from hvcompress.entropy import LayerCoder
 model, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 os.chdir(folder)
-codec = hvcompress.codec.load_model(model, "cpu")
+codec = hvcompress.loading.load_model(model, "cpu")
 ALWAYS = ["--model", model, "--device", "cpu"]
 
 def at(call, owner, name, number):
@@ -610,7 +610,7 @@ def test_a_library_user_keeps_his_signal_handlers(here, monkeypatch):
         raise ValueError
 
     made = fake_codec.module()
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", made)
     made.load_model = look
     noise(here / "a.png")
 

@@ -32,7 +32,7 @@ CONFIG = {"network": {"latents": [{"stride": stride} for stride in (64, 16, 8)]}
 @pytest.fixture
 def codec(monkeypatch):
     made = fake_codec.module()
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", made)
     monkeypatch.setattr(
         work, "find_model", lambda name: SimpleNamespace(fingerprint=fake_codec.FINGERPRINT, config=CONFIG)
     )

@@ -17,7 +17,7 @@ from make_golden import cases, segmented
 from PIL import Image
 
 import hvcompress
-from hvcompress import codec as codec_module
+from hvcompress import loading
 from hvcompress.errors import HvcompressError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,10 +84,10 @@ def test_threads(shipped):
 
 
 def test_channels_last(shipped):
-    parts = codec_module.load_parts(codec_module.find_model())
+    parts = loading.load_parts(loading.find_model())
     for path in (parts.topdown, parts.synthesis):
         path.to(memory_format=torch.channels_last)
-    assert digests(codec_module.Codec(codec_module.find_model(), parts, torch.device("cpu"))) == DIGESTS
+    assert digests(loading.Codec(loading.find_model(), parts, torch.device("cpu"))) == DIGESTS
 
 
 @pytest.mark.parametrize(

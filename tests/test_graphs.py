@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hvcompress import codec as codec_module
+from hvcompress import loading
 from hvcompress.errors import FormatError
 from hvcompress.image_io import read_picture
 from hvcompress.kernels import graphs
@@ -191,7 +191,7 @@ def test_a_device_that_does_not_record_goes_on_as_ever(tiny, recording, what, mo
 def test_graphs_on_cuda(tiny, tiny_folder):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    on_gpu = codec_module.load_model(tiny_folder, "cuda")
+    on_gpu = loading.load_model(tiny_folder, "cuda")
     on_gpu.record_graphs = True
     files = [tiny.encode(read_picture(noise(130, 200, seed)), 10 + 20 * seed, verify=False).data for seed in range(5)]
     with ThreadPoolExecutor(3) as pool:

@@ -254,7 +254,7 @@ PROGRAM = """
 import json, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import fuzz
-from hvcompress.codec import load_model
+from hvcompress.loading import load_model
 from hvcompress.errors import HvcompressError
 codec = load_model(device="cpu")
 folder = pathlib.Path(sys.argv[2])

@@ -179,7 +179,7 @@ def test_tiles_on_cuda_are_the_plain_way():
 WHOLE = """
 import sys
 import torch
-from hvcompress.codec import load_model
+from hvcompress.loading import load_model
 from hvcompress.exact import use_tiles
 from hvcompress.network import dequantize, descend
 from hvcompress.rows import Rows

@@ -65,7 +65,7 @@ assert os.environ.get("GOMP_SPINCOUNT") == {set_to!r} and "torch" not in sys.mod
 def test_a_program_looks_for_garbage_rarely_and_a_library_leaves_that_alone():
     program = """
 import gc
-import hvcompress.codec, hvcompress.cli
+import hvcompress.loading, hvcompress.cli
 before = gc.get_threshold()
 assert before[0] < 10_000 and gc.get_freeze_count() == 0
 import sys

@@ -310,7 +310,7 @@ def test_damage_ends_in_a_picture_or_an_error(tiny, encoded):
 def here(tmp_path, monkeypatch):
     """A current folder with whole.hvci, of three layers by the fake codec, and two.hvci, which lacks the last."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", fake_codec.module())
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", fake_codec.module())
     pixels = np.full((24, 32, 3), 90, np.uint8)
     data = fake_codec.FakeCodec().encode(Picture(pixels, alpha=pixels[..., 0].copy())).data
     Path("whole.hvci").write_bytes(data)

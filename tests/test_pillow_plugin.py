@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import lru_cache
 from pathlib import Path
 
 import fake_codec
@@ -32,9 +33,9 @@ ORIENTATION, ARTIST = 0x0112, 0x013B
 
 @pytest.fixture(autouse=True)
 def codec(monkeypatch):
-    """Stands in for hvcompress.codec: its quality 100 is lossless."""
+    """Stands in for hvcompress.loading: its quality 100 is lossless."""
     made = fake_codec.module()
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", made)
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", made)
     return made
 
 
@@ -59,7 +60,8 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def srgb() -> bytes:
+@lru_cache
+def srgb() -> bytes:  # always the same: the time is in it
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -95,6 +97,7 @@ def test_opening_decodes_nothing_and_imports_neither_torch_nor_numpy(tmp_path):
     program = """
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import lru_cache
 import hvcompress.pillow_plugin
 from PIL import Image
 image = Image.open("a.hvci")

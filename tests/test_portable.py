@@ -183,5 +183,5 @@ def test_when_torch_is_worth_its_import(monkeypatch):
     assert work._without_torch(alone, header) and not work._without_torch(alone, large)
     for change in ({"alone": False}, {"layers": 8}, {"crop": (0, 0, 9, 9)}, {"partial": True}, {"device": "cuda"}):
         assert not work._without_torch(dataclasses.replace(alone, **change), header)
-    monkeypatch.setattr(work, "sys", SimpleNamespace(modules={"hvcompress.codec": hvcompress}))
+    monkeypatch.setattr(work, "sys", SimpleNamespace(modules={"hvcompress.loading": hvcompress}))
     assert not work._without_torch(alone, header)

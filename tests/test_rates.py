@@ -312,7 +312,7 @@ def test_maps_are_not_overwritten(rates, here, coded, capsys):
 
 
 def test_bad_input_is_told_before_torch_is_imported(here, coded, capsys, monkeypatch):
-    for module in ("hvcompress.codec", "hvcompress.analysis.rates"):
+    for module in ("hvcompress.loading", "hvcompress.analysis.rates"):
         monkeypatch.setitem(sys.modules, module, None)  # an import would fail, with exit code 70
     (here / "a.hvci").write_bytes(coded["balanced"])
     (here / "cut.hvci").write_bytes(coded["balanced"][:-1])

@@ -455,7 +455,7 @@ def test_the_library_passes_rates_on(tiny_folder, photo):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hvcompress.codec", fake_codec.module())
+    monkeypatch.setitem(sys.modules, "hvcompress.loading", fake_codec.module())
     monkeypatch.chdir(tmp_path)
     ramp = np.add.outer(np.arange(48) * 3, np.arange(64) * 2)[..., None] + np.array([0, 7, 14])
     array = (ramp + np.random.default_rng(1).integers(0, 9, ramp.shape)).clip(0, 255).astype(np.uint8)

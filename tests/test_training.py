@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hvcompress.codec import load_model
 from hvcompress.errors import InputError, OutputError, UsageError
 from hvcompress.image_io import read_picture
+from hvcompress.loading import load_model
 from hvcompress.rate import bits
 from hvcompress.training import __main__ as command_line
 from hvcompress.training import export as exporting

@@ -11,11 +11,12 @@ from PIL import Image
 
 import hvcompress
 from hvcompress import codec as codec_module
-from hvcompress import container
+from hvcompress import container, loading
 from hvcompress.cli import main
 from hvcompress.entropy import LayerCoder
 from hvcompress.errors import HvcompressError, MismatchError
 from hvcompress.image_io import read_picture
+from hvcompress.segments import LatentHash
 
 
 @pytest.fixture
@@ -64,13 +65,13 @@ def test_latents_that_differ_in_the_last_bit(tiny, picture, monkeypatch):
 
 
 def test_a_wrong_hash_of_the_latents(tiny, picture, monkeypatch):
-    digest, calls = codec_module.LatentHash.digest, []
+    digest, calls = LatentHash.digest, []
 
     def wrong(self):
         calls.append(None)
         return damage(digest(self)) if len(calls) == 1 else digest(self)
 
-    monkeypatch.setattr(codec_module.LatentHash, "digest", wrong)
+    monkeypatch.setattr(LatentHash, "digest", wrong)
     with pytest.raises(MismatchError, match="verification failed"):
         tiny.encode(picture, 60)
     assert len(calls) == 2  # the encoder's and the verification's own
@@ -117,7 +118,7 @@ def test_verification_knows_nothing_of_the_encoder(tiny, picture, monkeypatch):
 
 def test_what_was_verified_is_what_another_codec_decodes(tiny, tiny_folder, picture, tmp_path):
     """One that was loaded apart, from a copy of the model."""
-    other = codec_module.load_model(shutil.copytree(tiny_folder, tmp_path / "copy"), "cpu")
+    other = loading.load_model(shutil.copytree(tiny_folder, tmp_path / "copy"), "cpu")
     assert other is not tiny
     for quality in (0, 50, 100):
         encoded = tiny.encode(picture, quality)

@@ -117,8 +117,8 @@ def encode(
     MismatchError.
     """
     from .allocation import allocation_offsets
-    from .codec import load_model as load
     from .image_io import read_picture, stripped
+    from .loading import load_model as load
     from .quality import offsets_of
     from .targets import Target, encode_to, rate_of
 
@@ -160,8 +160,8 @@ def decode(
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
     MismatchError, UsageError.
     """
-    from .codec import codec_for
     from .image_io import to_pil
+    from .loading import codec_for
 
     data = file_bytes(data)
     options = {"partial": partial, "memory_limit": memory_limit, "progress": progress}
@@ -185,8 +185,8 @@ def decode_array(
     bits: 8 for uint8, or 16 for uint16, in which smooth parts have no steps; 65535 is then white, and opaque.
     Metadata are in what `decode` returns.
     """
-    from .codec import codec_for
     from .image_io import samples
+    from .loading import codec_for
 
     data = file_bytes(data)
     options = {"partial": partial, "bits": bits, "memory_limit": memory_limit, "progress": progress}
@@ -270,7 +270,7 @@ def latents(
 
     Raises UsageError where there is no such layer, and otherwise as `decode`.
     """
-    from .codec import codec_for
+    from .loading import codec_for
 
     data = file_bytes(data)
     return codec_for(data, device, model).latents(data, layers)
@@ -278,6 +278,6 @@ def latents(
 
 def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:
     """Load a model and keep it; its `encode` and `decode` work on pictures without any look-up."""
-    from .codec import load_model as load
+    from .loading import load_model as load
 
     return load(name_or_path, device)

@@ -7,13 +7,10 @@ what the range coder returns.
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,31 +19,25 @@ from torch import Tensor
 from . import container, plan
 from .alpha import pack_alpha, unpack_alpha
 from .container import Container, Header
-from .effort import Level, fitted_encoders, level_of
+from .devices import check_not_forked
+from .effort import best_encoding, level_of
 from .entropy import LayerCoder, path_of
-from .errors import (
-    DeviceError,
-    HvcompressWarning,
-    LimitError,
-    MismatchError,
-    UsageError,
-    verification,
-)
+from .errors import DeviceError, LimitError, MismatchError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
 from .kernels.copies import fetch, send
 from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
 from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
-from .metrics import mean_squared_error
-from .model import ModelFolder, Parts, check_made_with, find_model, folder_for, load_parts
+from .model import ModelFolder, Parts, check_made_with
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .pixels import Features, Painter
 from .plan import padded
 from .precision import autocast
-from .quality import LEVELS, MAX_OFFSET, is_whole, lambda_of, layer_qualities
+from .quality import LEVELS, MAX_OFFSET, is_whole, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
+from .segments import LatentHash, Segment, rows_of, units_bytes
 from .symbols import is_coded
 from .trellis import quantize
 
@@ -58,42 +49,6 @@ class Encoded:
     data: bytes
     picture: Picture | None  # the decoded picture where it was verified
     seconds: dict[str, float]  # "fit", "network", "coder"; and of verification "verify_network", "verify_coder"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows of a layer that are coded together."""
-
-    layer: int  # 0 is the coarsest
-    levels: np.ndarray  # (c, h, w) int16
-    indices: np.ndarray  # (c, h, w) uint8, of the scales
-    z: Tensor  # (1, c, h, w) int16, the latent in units of 2^-10
-
-
-def lagrangian(picture: Picture, encoded: Encoded) -> float:
-    """What training minimises, of a real file: sum_l beta_l R_l + lambda * MSE, in bits per pixel.
-
-    R_l are the bytes of the layers, beta_l = lambda / lambda(quality of layer l), the squared error is that of the
-    decoded pixels on the 0..255 scale. encoded: verified, so that its picture is known.
-    """
-    parsed = container.parse(encoded.data)
-    height, width = picture.pixels.shape[:2]
-    scale = lambda_of(parsed.header.quality)
-    levels = layer_qualities(parsed.header.quality, parsed.header.offsets)
-    bits = sum(scale / lambda_of(q) * 8 * len(s) for q, s in zip(levels, parsed.streams, strict=True))
-    return bits / (height * width) + scale * mean_squared_error(picture.pixels, encoded.picture.pixels)
-
-
-def _units_bytes(x: Tensor) -> bytes:
-    """Units, multiples of 2^-10, in raster order, as little-endian int32."""
-    return x.cpu().contiguous().numpy().astype("<i4").tobytes()
-
-
-def _rows_of(prior: Prior, first: int, last: int) -> Prior:
-    """What concerns rows first..last-1 of the layer, without the feature; itself where that is all."""
-    a, b = first - prior.top, last - prior.top
-    mean, index = cut(prior.mean, a, b), cut(prior.scale_index, a, b)
-    return replace(prior, top=first, feature=None, mean=mean, scale_index=index)
 
 
 def _ticker(steps: Sequence[plan.Step], progress: Callable[[int, int], None] | None) -> Callable[[], None]:
@@ -108,31 +63,6 @@ def _ticker(steps: Sequence[plan.Step], progress: Callable[[int, int], None] | N
             progress(done, total)
 
     return tick
-
-
-class LatentHash:
-    """SHA-256 of the SHA-256 of each layer's latents, which are little-endian int32 multiples of 2^-10.
-
-    A layer's segments are hashed from top to bottom; layers may be hashed in turns.
-    """
-
-    def __init__(self, layers: int):
-        self._digests = [hashlib.sha256() for _ in range(layers)]
-        self._coming: list[tuple[int, Callable[[], Tensor]]] = []
-
-    def update(self, layer: int, z: Tensor) -> None:
-        """z: (1, c, h, w) in units, a segment of a layer, which may come from a GPU until it is hashed."""
-        self._coming.append((layer, fetch(z)))
-
-    def catch_up(self) -> None:
-        """Hash what `update` was given: when it has arrived, and the device has been given something else to do."""
-        coming, self._coming = self._coming, []
-        for layer, wait in coming:
-            self._digests[layer].update(_units_bytes(wait()))
-
-    def digest(self) -> bytes:
-        self.catch_up()
-        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).digest()
 
 
 def _checked_crop(crop: Sequence[int] | None, width: int, height: int) -> tuple[int, int, int, int]:
@@ -205,45 +135,12 @@ class Codec:
             if level.steps == 0:
                 encoder, state_bits = self._encoder, level.state_bits
                 return self._encode_with(encoder, picture, quality, offsets, state_bits, verify, progress)
-            return self._encode_fitted(picture, quality, offsets, level, progress)
 
-    def _encode_fitted(
-        self,
-        picture: Picture,
-        quality: int,
-        offsets: tuple[int, ...],
-        level: Level,
-        progress: Callable[[int, int], None] | None,
-    ) -> Encoded:
-        """The best of the files that the model's own encoder makes and those that are fitted to the picture."""
-        done, total = 0, level.steps + 1 + level.files
+            def encode(encoder: Encoder, told: Callable[[int, int], None]) -> Encoded:
+                return self._encode_with(encoder, picture, quality, offsets, level.state_bits, True, told)
 
-        def tell(more: int = 0) -> None:
-            nonlocal done
-            done += more
-            if progress is not None:
-                progress(done, total)
-
-        def encoded(encoder: Encoder) -> Encoded:
-            made = self._encode_with(encoder, picture, quality, offsets, level.state_bits, True, lambda *_: tell())
-            tell(1)
-            return made
-
-        tell()
-        began = time.perf_counter()
-        best = encoded(self._encoder)
-        cost, seconds = lagrangian(picture, best), best.seconds
-        parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
-        for encoder in fitted_encoders(parts, picture.pixels, quality, offsets, level, lambda: tell(1)):
-            made = encoded(encoder)
-            seconds = {part: seconds[part] + made.seconds[part] for part in seconds}
-            made_cost = lagrangian(picture, made)
-            if made_cost < cost:
-                best, cost = made, made_cost
-        if done < total:  # training broke down
-            tell(total - done)
-        seconds["fit"] = time.perf_counter() - began - sum(seconds.values())  # with what it takes to compare the files
-        return Encoded(best.data, best.picture, seconds)
+            parts = Parts(self._encoder, self._topdown, self._synthesis, self._tables)
+            return best_encoding(encode, parts, picture, quality, offsets, level, progress)
 
     def _encode_with(
         self,
@@ -352,7 +249,7 @@ class Codec:
             residual = (target - prior.mean) / prior.step
 
             def quantized(top: int, bottom: int) -> Tensor:
-                part = _rows_of(prior, top, bottom)
+                part = rows_of(prior, top, bottom)
                 levels, _ = quantize(cut(residual, top - prior.top, bottom - prior.top), part.scale_index, state_bits)
                 levels = levels.to(torch.int16)
                 coming = fetch(levels[0]), fetch(part.scale_index[0])
@@ -541,7 +438,7 @@ class Codec:
 
             def decoded(number: int, top: int, bottom: int) -> Tensor:
                 nonlocal coder
-                part = _rows_of(prior, top, bottom)
+                part = rows_of(prior, top, bottom)
                 coming = fetch(part.scale_index[0])
                 latents.catch_up()
                 indices = coming().numpy()
@@ -681,98 +578,12 @@ class Codec:
             digest.update(low.tobytes())  # the range coder has enough with one of the two: it is the same everywhere
             levels = np.stack((draw(low), there_and_back(high)))
             z = dequantize(prior, torch.from_numpy(levels).to(self.device), self._topdown.snap)
-            digest.update(_units_bytes(z))
+            digest.update(units_bytes(z))
             return z
 
         qualities = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
         h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
-        digest.update(_units_bytes(h))
+        digest.update(units_bytes(h))
         for one, level in zip(h.split(1), qualities[:, 0].split(1), strict=True):  # by itself, as a decoder has it
-            digest.update(_units_bytes(self._synthesis.patches(Rows.whole(one), level).all()))
+            digest.update(units_bytes(self._synthesis.patches(Rows.whole(one), level).all()))
         return digest.hexdigest()
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Loading
-
-
-def check_not_forked(device: torch.device) -> None:
-    """Raises DeviceError where CUDA is of no use, since this process was forked from one that had used it."""
-    if device.type == "cuda" and getattr(torch.cuda, "_is_in_bad_fork", bool)():
-        raise DeviceError("CUDA was in use when this process was forked; have it started by spawn, not by fork")
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """auto is CUDA where there is one, else the CPU. Raises DeviceError."""
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from error
-    if picked.type not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
-    if picked.type == "cuda":
-        check_not_forked(picked)
-        picked = torch.device("cuda", picked.index or 0)
-        if picked.index >= torch.cuda.device_count():
-            raise DeviceError(f"there is no device {device}")
-    return picked
-
-
-_loaded: dict[tuple[str, str], Codec | DeviceError] = {}  # by model and device; an error is not tried again
-_loading = threading.Lock()
-
-
-def load_folder(folder: ModelFolder, device: str = "auto") -> Codec:
-    """Load a model from its folder, once per device. "auto" falls back to the CPU where the GPU is of no use.
-
-    Raises ModelError, DeviceError.
-    """
-    try:
-        return _load_on(folder, pick_device(device))
-    except DeviceError as error:
-        if device != "auto":
-            raise
-        warnings.warn(f"{error}; using the CPU", HvcompressWarning, stacklevel=3)
-        return _load_on(folder, torch.device("cpu"))
-
-
-def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
-    key = (str(folder.path.resolve()) + folder.fingerprint, str(picked))
-    with _loading, torch.inference_mode(False):  # it is kept, and may be trained from later
-        if key not in _loaded:
-            parts = load_parts(folder)
-            try:
-                codec = Codec(folder, parts, picked)
-                answer = codec.self_test()
-            except RuntimeError as error:  # no kernel for this GPU, driver too old, out of its memory
-                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {str(error).splitlines()[0]}")
-                if not isinstance(error, torch.cuda.OutOfMemoryError):  # of which there may be enough another time
-                    _loaded[key] = refusal
-                raise refusal from error
-            if answer != folder.config["self_test"]:
-                text = f"{picked} does not pass the self-test of model {folder.name}: nothing can be coded"
-                _loaded[key] = DeviceError(text)
-            else:
-                _loaded[key] = codec
-        found = _loaded[key]
-        if isinstance(found, DeviceError):
-            raise DeviceError(str(found))
-        return found
-
-
-def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:
-    """Load a model by name or folder (None: the default one), check it, and keep it for the next call."""
-    return load_folder(find_model(name_or_path), device)
-
-
-def codec_for(
-    data: bytes, device: str = "auto", model: str | os.PathLike | None = None, *, partial: bool = False
-) -> Codec:
-    """The codec that a file needs: the model that its fingerprint names, or the given one.
-
-    partial: the file may be cut off at its end.
-    """
-    header = (container.parse_prefix if partial else container.parse)(data).header
-    return load_folder(folder_for(header, model), device)

@@ -171,7 +171,7 @@ def rates_command(args: argparse.Namespace) -> int:
         if args.maps is not None:
             check(job, args.force)
         from .analysis.rates import layer_rates  # imports torch: only now, so that a bad input is told at once
-        from .codec import codec_for, load_model
+        from .loading import codec_for, load_model
 
         codec = codec_for(source, args.device, args.model) if encoded else load_model(args.model, args.device)
         maps = []
@@ -277,7 +277,7 @@ def inspect_command(args: argparse.Namespace) -> int:
         info = read_info(data)
         original = None if args.original is None else read_picture(args.original, memory_limit=args.memory_limit)
         from .analysis.report import report  # imports torch: only now, so that a bad input is told at once
-        from .codec import codec_for
+        from .loading import codec_for
 
         codec = codec_for(data, args.device, args.model)
         began = time.perf_counter()
@@ -354,7 +354,7 @@ def models_command(args: argparse.Namespace) -> int:
 def test_command(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from .codec import load_model
+    from .loading import load_model
     from .metrics import psnr
 
     codec = load_model(args.model, args.device)

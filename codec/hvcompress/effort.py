@@ -14,23 +14,31 @@ taken.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from . import container
 from .errors import UsageError
 from .exact import relaxed
+from .image_io import Picture
+from .metrics import mean_squared_error
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
 from .pixels import to_tensor
 from .plan import padded
 from .precision import autocast
-from .quality import is_whole
+from .quality import is_whole, lambda_of, layer_qualities
 from .training.average import follow
 from .training.objective import evaluate
+
+if TYPE_CHECKING:
+    from .codec import Encoded
 
 LEARNING_RATE = 1.5e-4  # of Adam, at its peak
 WARMUP = 5  # steps
@@ -65,6 +73,63 @@ def level_of(effort: int) -> Level:
     if not is_whole(effort) or effort not in LEVELS:
         raise UsageError(f"effort must be a whole number from {min(LEVELS)} to {max(LEVELS)}, not {effort!r}")
     return LEVELS[effort]
+
+
+def lagrangian(picture: Picture, encoded: Encoded) -> float:
+    """What training minimises, of a real file: sum_l beta_l R_l + lambda * MSE, in bits per pixel.
+
+    R_l are the bytes of the layers, beta_l = lambda / lambda(quality of layer l), the squared error is that of the
+    decoded pixels on the 0..255 scale. encoded: verified, so that its picture is known.
+    """
+    parsed = container.parse(encoded.data)
+    height, width = picture.pixels.shape[:2]
+    scale = lambda_of(parsed.header.quality)
+    levels = layer_qualities(parsed.header.quality, parsed.header.offsets)
+    bits = sum(scale / lambda_of(q) * 8 * len(s) for q, s in zip(levels, parsed.streams, strict=True))
+    return bits / (height * width) + scale * mean_squared_error(picture.pixels, encoded.picture.pixels)
+
+
+def best_encoding(
+    encode: Callable[[Encoder, Callable[[int, int], None]], Encoded],
+    parts: Parts,
+    picture: Picture,
+    quality: int,
+    offsets: tuple[int, ...],
+    level: Level,
+    progress: Callable[[int, int], None] | None,
+) -> Encoded:
+    """The best of the files that the model's own encoder makes and those that are fitted to the picture.
+
+    encode: makes a verified file with an encoder, and tells how far it is. parts: the model. progress: as that of
+    `Codec.encode`.
+    """
+    done, total = 0, level.steps + 1 + level.files
+
+    def tell(more: int = 0) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    def encoded(encoder: Encoder) -> Encoded:
+        made = encode(encoder, lambda *_: tell())
+        tell(1)
+        return made
+
+    tell()
+    began = time.perf_counter()
+    best = encoded(parts.encoder)
+    cost, seconds = lagrangian(picture, best), best.seconds
+    for encoder in fitted_encoders(parts, picture.pixels, quality, offsets, level, lambda: tell(1)):
+        made = encoded(encoder)
+        seconds = {part: seconds[part] + made.seconds[part] for part in seconds}
+        made_cost = lagrangian(picture, made)
+        if made_cost < cost:
+            best, cost = made, made_cost
+    if done < total:  # training broke down
+        tell(total - done)
+    seconds["fit"] = time.perf_counter() - began - sum(seconds.values())  # with what it takes to compare the files
+    return replace(best, seconds=seconds)
 
 
 def _window(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:

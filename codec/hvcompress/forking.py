@@ -10,9 +10,9 @@ from functools import lru_cache
 # Those of the whole process.
 _LOCKS = {
     "batch": ["_sharing"],
-    "codec": ["_loading"],
     "image_io": ["_opening"],
     "kernels.graphs": ["_recording"],
+    "loading": ["_loading"],
 }
 
 

@@ -101,7 +101,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     picture = read_picture(source, memory_limit=options.memory_limit)
     picture = stripped(picture, options.strip, options.strip_icc)
     give_back()  # of a large picture Pillow had a copy of its own
-    from .codec import load_model
+    from .loading import load_model
 
     codec = load_model(options.model, options.device)
     codec.record_graphs = True
@@ -172,7 +172,7 @@ def _decoded(options: Decoding, data: bytes, container: Container, progress: Pro
         began = time.perf_counter()
         picture = decoder.decode(container, options.bits, options.memory_limit)
         return picture, time.perf_counter() - began
-    from .codec import codec_for
+    from .loading import codec_for
 
     codec = codec_for(data, options.device, options.model, partial=options.partial)
     codec.record_graphs = True
@@ -198,7 +198,7 @@ def _without_torch(options: Decoding, header: Header) -> bool:
         and small
         and options.alone
         and options.device in ("auto", "cpu")
-        and f"{__package__}.codec" not in sys.modules
+        and f"{__package__}.loading" not in sys.modules
     )
 
 

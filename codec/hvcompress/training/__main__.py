@@ -10,7 +10,7 @@ from ..batch import wait_briefly
 
 wait_briefly()  # before torch is imported
 
-from ..codec import pick_device  # noqa: E402
+from ..devices import pick_device  # noqa: E402
 from ..errors import HvcompressError, OutputError  # noqa: E402
 from .trainer import train  # noqa: E402
 
