@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import FormatError, ModelError
+from .errors import FormatError, MismatchError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +125,14 @@ def check_made_with(header: Header, fingerprint: str, layers: int) -> None:
         raise ModelError(f"the file was made with another model (fingerprint {header.fingerprint.hex()})")
     if len(header.offsets) != layers:
         raise FormatError(f"the file has {len(header.offsets)} layers, its model {layers}")
+
+
+def check_latents(header: Header, digest: bytes) -> None:
+    """digest: of the latents that a decoder arrived at. Raises MismatchError where they are not the encoder's."""
+    if digest[:4] != header.latent_hash:
+        raise MismatchError(
+            "the decoded latents are not those of the encoder: this device or its software computes differently"
+        )
 
 
 def fingerprint_of(arrays: dict[str, np.ndarray], network: dict) -> str:

@@ -17,10 +17,10 @@ from . import container, plan
 from .alpha import unpack_alpha
 from .container import Container
 from .entropy import LayerCoder
-from .errors import MismatchError, ModelError
+from .errors import ModelError
 from .image_io import Picture
 from .metadata import unpack_icc, unpack_metadata
-from .model import ModelFolder, check_made_with, read_decoder, split_tables
+from .model import ModelFolder, check_latents, check_made_with, read_decoder, split_tables
 from .plan import padded
 from .quality import layer_qualities
 
@@ -184,10 +184,7 @@ class PortableDecoder:
                 digest.update(z[:, top:bottom].astype("<i4").tobytes())
             digests += digest.digest()
             h = clamp(h + layer.project(z))
-        if hashlib.sha256(digests).digest()[:4] != header.latent_hash:
-            raise MismatchError(
-                "the decoded latents are not those of the encoder: this device or its software computes differently"
-            )
+        check_latents(header, hashlib.sha256(digests).digest())
         return h
 
     def _pixels(self, h: np.ndarray, header: container.Header, white: int) -> np.ndarray:
