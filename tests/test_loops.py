@@ -15,7 +15,7 @@ import torch
 from test_entropy import sample
 
 import hvcompress
-from hvcompress import forking, viterbi
+from hvcompress import forking, search, viterbi
 from hvcompress.entropy import SYMBOL_LIMIT, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import FormatError
 from hvcompress.machine import PARITY_CHECKS, machine_of
@@ -129,16 +129,16 @@ def test_without_numba():
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "import numpy as np, torch\n"
-        "from hvcompress import viterbi\n"
+        "from hvcompress import search, viterbi\n"
         "from hvcompress.entropy import LayerCoder, gaussian_tables\n"
         "from hvcompress.machine import machine_of\n"
         "coder = LayerCoder(gaussian_tables(), patience=0)\n"
         "levels, indices = np.zeros((4, 5, 6), np.int16), np.full((4, 5, 6), 9, np.uint8)\n"
         "assert not coder.decode(coder.encode(levels, indices), indices).any()\n"
         "assert coder._loops is None\n"
-        "viterbi._searched = viterbi.PATIENCE\n"
+        "search._searched = search.PATIENCE\n"
         "assert viterbi.integer_search(machine_of(8), torch.rand(9, 4, 3)).shape == (9, 3)\n"
-        "assert viterbi._compiled(machine_of(8), 1) is None\n"
+        "assert search._compiled(machine_of(8), 1) is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hvcompress.__file__).parents[1])
 
@@ -161,9 +161,9 @@ def test_threads_that_come_at_once_get_the_same():
 @pytest.fixture
 def searched():
     """What was searched in this process so far; put back at the end."""
-    before = viterbi._searched
+    before = search._searched
     yield before
-    viterbi._searched = before
+    search._searched = before
 
 
 @pytest.mark.parametrize("state_bits", PARITY_CHECKS)
@@ -177,35 +177,35 @@ def test_the_search_finds_the_same_paths(state_bits, length, lanes, searched):
         1e6 * torch.rand(length, 4, lanes, generator=generator),
         torch.zeros(length, 4, lanes),
     ):
-        viterbi._searched = -(1 << 62)
+        search._searched = -(1 << 62)
         plain = viterbi.integer_search(machine, costs)
-        viterbi._searched = viterbi.PATIENCE
+        search._searched = search.PATIENCE
         assert torch.equal(viterbi.integer_search(machine, costs), plain)
-    assert viterbi._compiled(machine, 1) is not None
+    assert search._compiled(machine, 1) is not None
 
 
 def test_the_search_is_compiled_when_much_was_searched(searched):
     machine = machine_of(8)
-    viterbi._searched = viterbi.PATIENCE - machine.states
-    assert viterbi._compiled(machine, 1) is None and viterbi._compiled(machine, 1) is not None
-    viterbi._searched = 0
-    assert viterbi._compiled(machine, viterbi.PATIENCE) is not None  # at once, for a search that is long itself
+    search._searched = search.PATIENCE - machine.states
+    assert search._compiled(machine, 1) is None and search._compiled(machine, 1) is not None
+    search._searched = 0
+    assert search._compiled(machine, search.PATIENCE) is not None  # at once, for a search that is long itself
 
 
 def test_a_search_that_errs_is_not_used(monkeypatch):
     from hvcompress.kernels import loops
 
     monkeypatch.setattr(loops, "search", lambda machine, costs: np.zeros((len(costs), costs.shape[-1]), np.int64))
-    assert viterbi._try_compiling(machine_of(10)) is None
+    assert search._try_compiling(machine_of(10)) is None
 
 
 def test_nothing_is_compiled_in_a_forked_process(searched, monkeypatch):
     """Only what is there already is used: numba's locks may be held for ever."""
-    viterbi._searched = viterbi.PATIENCE
-    assert viterbi._compiled(machine_of(8), 1) is not None
-    monkeypatch.setattr(viterbi, "_compiled_searches", {machine_of(8): viterbi._compiled(machine_of(8), 1)})
+    search._searched = search.PATIENCE
+    assert search._compiled(machine_of(8), 1) is not None
+    monkeypatch.setattr(search, "_compiled_searches", {machine_of(8): search._compiled(machine_of(8), 1)})
     monkeypatch.setattr(forking, "_forked", True)
-    assert viterbi._compiled(machine_of(8), 1) is not None and viterbi._compiled(machine_of(10), 1) is None
+    assert search._compiled(machine_of(8), 1) is not None and search._compiled(machine_of(10), 1) is None
     assert COMPILED.compile() and not LayerCoder(gaussian_tables()).compile()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvcompress import trellis, viterbi
+from hvcompress import search, trellis, viterbi
 from hvcompress.container import STATE_BITS
 from hvcompress.entropy import path_of
 from hvcompress.machine import PARITY_CHECKS, machine_of, shift_register
@@ -66,8 +66,8 @@ def test_as_many_steps_as_state_bits_lead_anywhere(state_bits):
     for _ in range(state_bits):
         reached = np.unique(machine_of(state_bits).following[reached])
     assert len(reached) == 1 << state_bits
-    assert viterbi.MAX_BITS == max(STATE_BITS)
-    assert (viterbi.MAX_BITS + viterbi.REBASE) * viterbi.COST_LIMIT < 1 << 15
+    assert search.MAX_BITS == max(STATE_BITS)
+    assert (search.MAX_BITS + search.REBASE) * search.COST_LIMIT < 1 << 15
 
 
 @pytest.mark.parametrize("state_bits", STATE_BITS)
@@ -135,7 +135,7 @@ def test_many_lanes_are_searched_as_few(monkeypatch):
     index = 60 * torch.rand(residual.shape, generator=generator)
     levels, shifted = quantize(residual, index)
     monkeypatch.setattr(trellis, "CHUNK", 37)
-    monkeypatch.setattr(viterbi, "LANES", 7)
+    monkeypatch.setattr(search, "LANES", 7)
     assert all(map(torch.equal, quantize(residual, index), (levels, shifted)))
 
 
@@ -199,7 +199,7 @@ def test_the_search_in_integers_is_as_good_as_the_plain_one(state_bits, lanes):
     index = 63 * torch.rand(512, lanes, generator=generator)
     size = (torch.randn(512, lanes, generator=generator) * scale_of(index)).abs()
     costs = trellis._branches(size, index)[1]
-    assert (costs - costs.amin(1, keepdim=True)).max() < viterbi.COST_LIMIT * viterbi.COST_UNIT
+    assert (costs - costs.amin(1, keepdim=True)).max() < search.COST_LIMIT * search.COST_UNIT
 
     def total(branches: torch.Tensor) -> float:
         return costs.gather(1, branches[:, None]).sum().item()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import container, plan
-from .alpha import pack_alpha, unpack_alpha
-from .container import Container, Header
+from .alpha import unpack_alpha
+from .container import Container
 from .devices import check_not_forked
 from .effort import best_encoding, level_of
 from .entropy import LayerCoder, path_of
@@ -28,13 +28,14 @@ from .image_io import Picture
 from .kernels.copies import fetch, send
 from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
-from .metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
+from .metadata import unpack_icc, unpack_metadata
 from .model import ModelFolder, Parts, check_latents, check_made_with
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
+from .packing import pack_picture
 from .pixels import Features, Painter
 from .plan import padded
 from .precision import autocast
-from .quality import LEVELS, MAX_OFFSET, is_whole, layer_qualities
+from .quality import checked_offsets, is_whole, layer_qualities
 from .rows import Rows, cut
 from .scales import SCALE_LEVELS
 from .segments import LatentHash, Segment, rows_of, units_bytes
@@ -153,7 +154,6 @@ class Codec:
         progress: Callable[[int, int], None] | None = None,
     ) -> Encoded:
         """Compress with the given encoder, which need not be the model's own."""
-        height, width = picture.pixels.shape[:2]
         began = time.perf_counter()
         parts: list[list[bytes]] = [[] for _ in self.strides]
         coded = 0.0
@@ -176,13 +176,8 @@ class Codec:
         seen = first_half if watched else None
         latent_hash = self.analyse(picture.pixels, quality, offsets, use, encoder, state_bits, seen)
         networked = time.perf_counter() - began - coded
-        chunks = pack_icc(picture.icc)
-        if picture.alpha is not None:
-            chunks[container.ALPHA] = pack_alpha(picture.alpha)
-        chunks |= pack_metadata(picture.exif, picture.xmp)
-        fingerprint = bytes.fromhex(self.fingerprint)[:4]
-        header = Header(width, height, picture.gray, quality, offsets, fingerprint, latent_hash[:4], state_bits)
-        data = container.pack(Container(header, tuple(map(plan.join, parts)), chunks))
+        streams = tuple(map(plan.join, parts))
+        data = pack_picture(picture, quality, offsets, self.fingerprint, latent_hash, state_bits, streams)
         decoded, spent = None, {"network": 0.0, "coder": 0.0}
         if verify:
             decoded, spent = self._verified(data, second_half if watched else None)
@@ -203,15 +198,7 @@ class Codec:
     def _check(self, quality: int, offsets: Sequence[int] | None) -> tuple[int, ...]:
         """The offsets as a tuple. Raises UsageError, and DeviceError in a forked process."""
         check_not_forked(self.device)
-        if not is_whole(quality) or not 0 <= quality < LEVELS:
-            raise UsageError(f"quality must be a whole number from 0 to {LEVELS - 1}, not {quality!r}")
-        if offsets is None:
-            return (0,) * self.layers
-        if len(offsets) != self.layers:
-            raise UsageError(f"the model has {self.layers} layers, but {len(offsets)} betas were given")
-        if not all(is_whole(offset) and abs(offset) <= MAX_OFFSET for offset in offsets):
-            raise UsageError(f"a layer's quality offset must be a whole number within +-{MAX_OFFSET}")
-        return tuple(map(int, offsets))
+        return checked_offsets(quality, offsets, self.layers)
 
     @torch.inference_mode()
     def analyse(

@@ -69,6 +69,7 @@ def encoding_of(args: argparse.Namespace) -> Task:
         allocation=args.allocation,
         effort=args.effort,
         verify=not args.no_verify,
+        alone=len(jobs) == 1,
         **_common_options(args),
     )
 

@@ -27,6 +27,7 @@ from . import container
 from .errors import UsageError
 from .exact import relaxed
 from .image_io import Picture
+from .machine import FAST_BITS
 from .metrics import mean_squared_error
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
@@ -56,7 +57,7 @@ class Level:
 
 
 LEVELS = {
-    1: Level(12),
+    1: Level(FAST_BITS),
     2: Level(14),
     3: Level(16),
     4: Level(16, steps=32, files=1),

@@ -24,6 +24,7 @@ PARITY_CHECKS = {
     16: (0o213203, 0o150132),
 }
 TRAINED_BITS = 8  # state bits of the machine that networks are trained with
+FAST_BITS = 12  # of the machine that is searched where no effort is asked for
 
 
 @dataclass(frozen=True, eq=False)

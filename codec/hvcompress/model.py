@@ -28,7 +28,7 @@ DEFAULT_MODEL = "photo-12"
 ARCHITECTURE = 6  # counted up when a network of the same sizes, or a level, comes to mean something else
 PROFILE = "dyadic-3"  # the rules of the arithmetic (`exact.py`); both are part of a model's fingerprint
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-DECODER_PARTS = ("topdown.", "synthesis.", "entropy.")
+DECODER_PARTS, ENCODER_PARTS = ("topdown.", "synthesis.", "entropy."), ("encoder.",)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def fingerprint_of(arrays: dict[str, np.ndarray], network: dict) -> str:
 
 def encoder_hash_of(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over the encoder's numbers, which no file depends on: so that damage to them does not go unnoticed."""
-    return _with_arrays(hashlib.sha256(), arrays, ("encoder.",))
+    return _with_arrays(hashlib.sha256(), arrays, ENCODER_PARTS)
 
 
 def _with_arrays(digest: hashlib._Hash, arrays: dict[str, np.ndarray], prefixes: tuple[str, ...]) -> str:
@@ -213,23 +213,34 @@ def read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
         raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
     arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
     _check_fingerprint(folder, arrays)
-    if encoder_hash_of(arrays) != folder.config["encoder_sha256"]:
-        raise ModelError(f"model {folder.name} is damaged: its encoder is not the one that {CONFIG} names")
+    _check_encoder(folder, arrays)
     return tensors
 
 
 def read_decoder(folder: ModelFolder) -> dict[str, np.ndarray]:
     """The stored arrays of a model's decoder, without torch, checked as `read_tensors` does. Raises ModelError."""
-    from safetensors import SafetensorError, safe_open
-
     _check_architecture(folder)
-    try:
-        with safe_open(folder.path / WEIGHTS, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys() if name.startswith(DECODER_PARTS)}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
+    arrays = _read_arrays(folder, DECODER_PARTS)
     _check_fingerprint(folder, arrays)
     return arrays
+
+
+def read_encoder(folder: ModelFolder) -> dict[str, np.ndarray]:
+    """Those of its encoder. Raises ModelError."""
+    _check_architecture(folder)
+    arrays = _read_arrays(folder, ENCODER_PARTS)
+    _check_encoder(folder, arrays)
+    return arrays
+
+
+def _read_arrays(folder: ModelFolder, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder.path / WEIGHTS, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(parts)}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder.path / WEIGHTS} cannot be read") from error
 
 
 def _check_architecture(folder: ModelFolder) -> None:
@@ -241,6 +252,11 @@ def _check_architecture(folder: ModelFolder) -> None:
 def _check_fingerprint(folder: ModelFolder, arrays: dict[str, np.ndarray]) -> None:
     if fingerprint_of(arrays, folder.config["network"]) != folder.fingerprint:
         raise ModelError(f"model {folder.name} is damaged: its fingerprint is not the one in {CONFIG}")
+
+
+def _check_encoder(folder: ModelFolder, arrays: dict[str, np.ndarray]) -> None:
+    if encoder_hash_of(arrays) != folder.config["encoder_sha256"]:
+        raise ModelError(f"model {folder.name} is damaged: its encoder is not the one that {CONFIG} names")
 
 
 def load_parts(folder: ModelFolder) -> Parts:

@@ -8,7 +8,7 @@ have 52 bits. All of a picture is computed at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +123,30 @@ def _layers(arrays: Arrays, network: dict) -> list[Layer]:
     return layers
 
 
+@dataclass(frozen=True)
+class Prior:
+    """`network.Prior`, of a whole layer."""
+
+    layer: int  # 0 is the coarsest
+    feature: np.ndarray  # (C, h, w), in units
+    mean: np.ndarray  # (c, h, w), in units
+    index: np.ndarray  # (c, h, w) uint8, of scales
+    step: np.ndarray  # (c, 1, 1), in units
+
+
+Walk = Generator[Prior, np.ndarray, tuple[np.ndarray, bytes]]
+
+
+def descend(walk: Walk, choose: Callable[[Prior], np.ndarray]) -> tuple[np.ndarray, bytes]:
+    """`network.descend`: `choose` maps each prior to its levels."""
+    try:
+        prior = next(walk)
+        while True:
+            prior = walk.send(choose(prior))
+    except StopIteration as stop:
+        return stop.value
+
+
 class PortableDecoder:
     """A model's decoder. Its pictures are those of `codec.Codec`, to the bit."""
 
@@ -131,7 +155,7 @@ class PortableDecoder:
         arrays, network = read_decoder(folder), folder.config["network"]
         self.fingerprint = folder.fingerprint
         try:
-            self._coder = LayerCoder(split_tables(arrays["entropy.reach"], arrays["entropy.frequencies"]))
+            self.coder = LayerCoder(split_tables(arrays["entropy.reach"], arrays["entropy.frequencies"]))
             self._start = arrays["topdown.start"].astype(np.float64)
             self._layers = _layers(arrays, network)
             self._stages: list[tuple[Convolution | None, list[Block]]] = []
@@ -163,29 +187,43 @@ class PortableDecoder:
         return Picture(pixels, header.gray, alpha, profile, *unpack_metadata(parsed.chunks))
 
     def _feature(self, parsed: Container) -> np.ndarray:
-        """The last feature of the top-down path, `TopDown.walk`: (C, H / 8, W / 8)."""
-        header, digests = parsed.header, b""
-        height, width = padded(header.height), padded(header.width)
-        qualities = layer_qualities(header.quality, header.offsets)
-        h = np.empty((len(self._start), height // plan.MAX_STRIDE, width // plan.MAX_STRIDE))
+        """The last feature, (C, H / 8, W / 8), of the latents that are coded."""
+        header = parsed.header
+
+        def choose(prior: Prior) -> np.ndarray:
+            spans = plan.segments(*prior.index.shape[1:])
+            streams = zip(spans, plan.split(parsed.streams[prior.layer], len(spans)), strict=True)
+            decode, bits = self.coder.decode, header.state_bits
+            return np.concatenate([decode(stream, prior.index[:, slice(*span)], bits) for span, stream in streams], 1)
+
+        h, digest = descend(
+            self.walk(header.height, header.width, layer_qualities(header.quality, header.offsets)), choose
+        )
+        check_latents(header, digest)
+        return h
+
+    def walk(self, height: int, width: int, qualities: list[int]) -> Walk:
+        """`TopDown.walk`, of a picture of that size: yields each prior, is sent each layer's levels (c, h, w).
+
+        qualities: of the layers. Returns the last feature (C, H / 8, W / 8) and the SHA-256 of the latents.
+        """
+        digests = b""
+        h = np.empty((len(self._start), padded(height) // plan.MAX_STRIDE, padded(width) // plan.MAX_STRIDE))
         h[:] = self._start[:, None, None]
-        for layer, quality, stream in zip(self._layers, qualities, parsed.streams, strict=True):
+        for number, (layer, quality) in enumerate(zip(self._layers, qualities, strict=True)):
             if layer.up is not None:
                 h = pixel_shuffle(layer.up(h), 2)
             h = _through(layer.blocks, h, quality)
             mean, raw = np.split(layer.prior(h), 2)
             step, shift = (table[quality][:, None, None] for table in (layer.step, layer.scale_shift))
             index = np.clip(np.floor((16.0 * raw + (shift + 512.0)) * 2.0**-10), 0, 63).astype(np.uint8)
-            z, digest = np.empty_like(mean), hashlib.sha256()
-            spans = plan.segments(*h.shape[1:])
-            for (top, bottom), segment in zip(spans, plan.split(stream, len(spans)), strict=True):
-                levels = self._coder.decode(segment, index[:, top:bottom], header.state_bits)
-                z[:, top:bottom] = clamp(np.floor(mean[:, top:bottom] + 0.5 * (step * levels + 1.0)))
+            levels = yield Prior(number, h, mean, index, step)
+            z, digest = clamp(np.floor(mean + 0.5 * (step * levels + 1.0))), hashlib.sha256()
+            for top, bottom in plan.segments(*h.shape[1:]):
                 digest.update(z[:, top:bottom].astype("<i4").tobytes())
             digests += digest.digest()
             h = clamp(h + layer.project(z))
-        check_latents(header, hashlib.sha256(digests).digest())
-        return h
+        return h, hashlib.sha256(digests).digest()
 
     def _pixels(self, h: np.ndarray, header: container.Header, white: int) -> np.ndarray:
         """`Synthesis` and `pixels.Painter`: (height, width, 3) uint8, or uint16."""

@@ -53,6 +53,19 @@ def offset_of(beta: float) -> int:
     return offset
 
 
+def checked_offsets(quality: int, offsets: Sequence[int] | None, layers: int) -> tuple[int, ...]:
+    """The offset of each of so many layers; None is zero. Raises UsageError, also where there is no such quality."""
+    if not is_whole(quality) or not 0 <= quality < LEVELS:
+        raise UsageError(f"quality must be a whole number from 0 to {LEVELS - 1}, not {quality!r}")
+    if offsets is None:
+        return (0,) * layers
+    if len(offsets) != layers:
+        raise UsageError(f"the model has {layers} layers, but {len(offsets)} betas were given")
+    if not all(is_whole(offset) and abs(offset) <= MAX_OFFSET for offset in offsets):
+        raise UsageError(f"a layer's quality offset must be a whole number within +-{MAX_OFFSET}")
+    return tuple(map(int, offsets))
+
+
 def offsets_of(betas: Iterable[float]) -> list[int]:
     """`offset_of` each layer's beta, coarse to fine. Raises UsageError."""
     if isinstance(betas, str) or not isinstance(betas, Iterable):

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .network import scale_of
-from .scales import SCALE_LEVELS
-
-MIN_PROBABILITY = 2.0**-24  # bounds the cost of what a Gaussian holds for impossible; an escape costs about as much
+from .scales import MIN_PROBABILITY, SCALE_LEVELS
 
 
 class _Bound(torch.autograd.Function):

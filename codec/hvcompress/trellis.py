@@ -27,11 +27,11 @@ from torch import Tensor
 
 from .machine import TRAINED_BITS
 from .rate import interval_bits
+from .search import WEIGHT
 from .symbols import SYMBOL_LIMIT, ZERO_EDGE, is_coded, lanes_of
 from .viterbi import search_on
 
 CHUNK = 1024  # lanes whose costs a CPU computes at a time, so that they stay in its caches
-WEIGHT = 18.0  # bits per squared step that the encoder gives for less error
 
 
 def dealt(symbols: Tensor) -> Tensor:

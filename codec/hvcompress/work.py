@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from .allocation import allocation_offsets
 from .console import read_standard_input
-from .container import Container, FileInfo, Header, parse, parse_prefix, read_info
+from .container import Container, FileInfo, parse, parse_prefix, read_info
 from .errors import FormatError, HvcompressError, UnsupportedError
 from .jobs import STANDARD, Job, check, read_compressed, write
 from .memory import give_back
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .image_io import Picture
     from .model import ModelFolder
 
-SMALL = 1 << 17  # pixels, with padding, that numpy decodes in less time than the import of torch takes
+SMALL = 1 << 17  # pixels, with padding, that numpy codes in less time than the import of torch takes
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
 
 DONE, UP_TO_DATE, FAILED = "done", "up to date", "failed"
@@ -47,6 +47,7 @@ class Common:
     memory_limit: int | None = None
     force: bool = False  # overwrite
     update: bool = False  # leave an output that is there, as asked for and not older than its input
+    alone: bool = False  # no other file will be coded by this process
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ class Decoding(Common):
     crop: tuple[int, int, int, int] | None = None
     partial: bool = False
     bits: int = 8  # per sample
-    alone: bool = False  # no other file will be decoded by this process
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,23 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
     picture = read_picture(source, memory_limit=options.memory_limit)
     picture = stripped(picture, options.strip, options.strip_icc)
     give_back()  # of a large picture Pillow had a copy of its own
+    data, decoded, seconds = _encoded(options, picture, progress)
+    write(job, data, options.force)
+    decibels = None if decoded is None else psnr(picture.pixels, decoded.pixels)
+    return replace(_described(job, read_info(data)), bytes_before=before, psnr=decibels, seconds=seconds)
+
+
+def _encoded(options: Encoding, picture: Picture, progress: Progress | None) -> tuple[bytes, Picture | None, float]:
+    """The file, the decoded picture if it is verified, and the seconds that it took without loading the model."""
+    height, width = picture.pixels.shape[:2]
+    if options.effort == 1 and not isinstance(options.rate, Target) and _without_torch(options, width, height):
+        from .portable_encoder import PortableEncoder
+
+        encoder = PortableEncoder(find_model(options.model))
+        offsets = offsets_for(encoder.strides, options.offsets, options.allocation)
+        began = time.perf_counter()
+        made = encoder.encode(picture, options.rate, offsets, verify=options.verify, memory_limit=options.memory_limit)
+        return *made, time.perf_counter() - began
     from .loading import load_model
 
     codec = load_model(options.model, options.device)
@@ -115,10 +132,7 @@ def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -
         memory_limit=options.memory_limit,
         progress=progress,
     )
-    write(job, encoded.data, options.force)
-    decoded = None if encoded.picture is None else psnr(picture.pixels, encoded.picture.pixels)
-    seconds = sum(encoded.seconds.values())
-    return replace(_described(job, read_info(encoded.data)), bytes_before=before, psnr=decoded, seconds=seconds)
+    return encoded.data, encoded.picture, sum(encoded.seconds.values())
 
 
 def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
@@ -165,10 +179,11 @@ def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -
 
 def _decoded(options: Decoding, data: bytes, container: Container, progress: Progress | None) -> tuple[Picture, float]:
     """The picture, and the seconds that it took without loading the model."""
-    if _without_torch(options, container.header):
+    header, whole = container.header, (options.layers, options.crop, options.partial) == (None, None, False)
+    if whole and _without_torch(options, header.width, header.height):
         from .portable import PortableDecoder
 
-        decoder = PortableDecoder(folder_for(container.header, options.model))
+        decoder = PortableDecoder(folder_for(header, options.model))
         began = time.perf_counter()
         picture = decoder.decode(container, options.bits, options.memory_limit)
         return picture, time.perf_counter() - began
@@ -189,17 +204,11 @@ def _decoded(options: Decoding, data: bytes, container: Container, progress: Pro
     return picture, time.perf_counter() - began
 
 
-def _without_torch(options: Decoding, header: Header) -> bool:
-    """Whether a picture is decoded sooner in numpy, since torch, which is several times as fast, is not there yet."""
-    whole = (options.layers, options.crop, options.partial) == (None, None, False)
-    small = padded(header.width) * padded(header.height) <= SMALL
-    return (
-        whole
-        and small
-        and options.alone
-        and options.device in ("auto", "cpu")
-        and f"{__package__}.loading" not in sys.modules
-    )
+def _without_torch(options: Common, width: int, height: int) -> bool:
+    """Whether a picture is coded sooner in numpy, since torch, which is several times as fast, is not there yet."""
+    small = padded(width) * padded(height) <= SMALL
+    there = f"{__package__}.loading" in sys.modules
+    return small and options.alone and options.device in ("auto", "cpu") and not there
 
 
 def _parsed(data: bytes) -> Container:

@@ -1,6 +1,6 @@
 """The loops of the range coder and of the trellis's search, compiled by numba, for those who code much.
 
-They are in `entropy.py` and `viterbi.py` as well, which try whether these agree with them, and do without them where
+They are in `entropy.py` and `search.py` as well, which try whether these agree with them, and do without them where
 there is no numba. Other threads run while these do.
 
 `entropy.py` uses constriction's coder. Here is that coder's arithmetic (Martin 1979; a state of 64 bits, words of 32,
@@ -18,8 +18,8 @@ from numba import njit
 from ..entropy import TABLES, TOTAL
 from ..machine import Machine, machine_of, shift_register
 from ..scales import SCALE_LEVELS
+from ..search import COST_LIMIT, MAX_BITS, REBASE
 from ..symbols import lanes_of
-from ..viterbi import COST_LIMIT, MAX_BITS, REBASE
 
 WORD, PRECISION = np.uint64(32), np.uint64(24)
 FULL = np.uint64(2**64 - 1)
@@ -173,7 +173,7 @@ def _sorted(keys, count):
 
 
 def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
-    """What `viterbi._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
+    """What `search._search_lanes` finds. costs: (T, 2, 2, 1, n) int16 -> (T, n) int64."""
     length, lanes = costs.shape[0], costs.shape[-1]
     by_lane = np.ascontiguousarray(costs.reshape(length, 4, lanes).transpose(2, 0, 1))
     registers = shift_register(machine.states.bit_length() - 1)
@@ -184,7 +184,7 @@ def search(machine: Machine, costs: np.ndarray) -> np.ndarray:
 @compiled
 def _search(costs, state_of, parity_for_zero, far, near_steps, rebase):
     """costs: (n, T, 4) int16. state_of, parity_for_zero: (S,), by register, of `machine.shift_register`. In the first
-    near_steps steps no total is above `far`, that of registers which are not reached yet; see `viterbi.integer_search`.
+    near_steps steps no total is above `far`, that of registers which are not reached yet; see `search.py`.
 
     Registers 2 i and 2 i + 1 have the same quantizer and lead to i and to i + S / 2, by symbols of different parity.
     """
