@@ -11,6 +11,7 @@ import json
 import subprocess
 import tempfile
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,24 +32,37 @@ def ffmpeg() -> str | None:
         program = get_ffmpeg_exe()
     except (ImportError, RuntimeError):  # no package, or no program for this machine
         return None
-    filters = subprocess.run([program, "-hide_banner", "-filters"], capture_output=True, text=True).stdout
-    return program if " libvmaf " in filters else None
+    gray = np.full((SMALLEST, SMALLEST, 3), 128, np.uint8)
+    try:
+        _measured(program, gray, gray)
+    except (OSError, subprocess.CalledProcessError):  # it has no libvmaf, or one without the model
+        return None
+    return program
+
+
+def library() -> str:
+    """What `looks` measures with."""
+    return "no libvmaf" if ffmpeg() is None else f"imageio-ffmpeg {version('imageio-ffmpeg')}"
 
 
 def looks(pixels: np.ndarray, decoded: np.ndarray) -> dict[str, float | None]:
     """vmaf (0..100) and psnr_hvs (dB) of two (H, W, 3) uint8 pictures; None without libvmaf, or for a side under 64."""
     program = ffmpeg()
-    height, width, _ = pixels.shape
-    if program is None or min(height, width) < SMALLEST:
+    if program is None or min(pixels.shape[:2]) < SMALLEST:
         return {"vmaf": None, "psnr_hvs": None}
+    return _measured(program, pixels, decoded)
+
+
+def _measured(program: str, pixels: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
+    height, width, _ = pixels.shape
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "-hide_banner", "-loglevel", "error", "-threads", "1"]
+        command = [program, "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1"]
         for name, picture in (("decoded", decoded), ("original", pixels)):
             Path(folder, name).write_bytes(picture.tobytes())
             command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", name]
         measured = f"libvmaf=model=version={MODEL}:feature=name=psnr_hvs:log_fmt=json:log_path=log.json:n_threads=1"
         command += ["-lavfi", f"[0:v]{TO_YUV}[d];[1:v]{TO_YUV}[o];[d][o]{measured}", "-f", "null", "-"]
-        subprocess.run(command, cwd=folder, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(command, cwd=folder, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         found = json.loads(Path(folder, "log.json").read_text())["frames"][0]["metrics"]
     hvs = found["psnr_hvs"]
     return {"vmaf": found["vmaf"], "psnr_hvs": BEST_PSNR_HVS if hvs is None else min(hvs, BEST_PSNR_HVS)}

@@ -24,10 +24,9 @@ import rd
 from classical import Classical
 from hvcompress.metrics import psnr
 from learned import other
-from looks import looks
+from looks import library, looks
 
 OURS = "hvcompress"
-FIGURES = "bytes, bpp, psnr, msssim, vmaf, psnr_hvs"  # of a row; other ones make what was measured useless
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class Picked:
 
 def cache_key(codec: Classical, point: float, image_sha256: str) -> str:
     """16 hex digits that change whenever the row's figures could."""
-    parts = [codec.key, codec.settings, codec.library(), codec.point_name, f"{point:g}", image_sha256, FIGURES]
+    parts = [codec.key, codec.settings, codec.library(), codec.point_name, f"{point:g}", image_sha256]
+    parts += [*rd.MEASURES, library()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -205,6 +205,7 @@ def run_ours(
     }
     unfinished = folder / f"{OURS}.unfinished.json"
     wanted = record | {"qualities": list(picked.qualities), "sha256": list(images.values()), "program": program()}
+    wanted["measures"] = [*rd.MEASURES, library()]
     found = {} if fresh or not unfinished.is_file() else read_rows(unfinished)
     rows = found["rows"] if found == wanted | {"rows": found.get("rows")} else []
     reused = len(rows)

@@ -97,7 +97,6 @@ def test_opening_decodes_nothing_and_imports_neither_torch_nor_numpy(tmp_path):
     program = """
 import sys
 import xml.etree.ElementTree as ElementTree
-from functools import lru_cache
 import hvcompress.pillow_plugin
 from PIL import Image
 image = Image.open("a.hvci")

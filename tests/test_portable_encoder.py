@@ -11,20 +11,20 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from test_portable import noise
 from test_trellis import cost
 from test_verification import corrupt_coder
 
 from hvcompress import codec as codec_module
-from hvcompress import container, trellis
+from hvcompress import container, plan, trellis
 from hvcompress.container import read_info
 from hvcompress.effort import LEVELS
-from hvcompress.errors import LimitError, MismatchError, ModelError, UsageError
+from hvcompress.errors import DeviceError, LimitError, MismatchError, ModelError, UsageError
 from hvcompress.image_io import Picture
 from hvcompress.machine import FAST_BITS, machine_of
 from hvcompress.metrics import psnr
-from hvcompress.model import WEIGHTS, find_model, read_folder
+from hvcompress.model import CONFIG, WEIGHTS, find_model, read_folder
 from hvcompress.pixels import to_tensor
 from hvcompress.portable_encoder import PortableEncoder, quantize
 from hvcompress.symbols import lanes_of
@@ -102,12 +102,12 @@ def test_files_are_as_good(portable, tiny, photo, in_float32, quality, offsets):
 
 def test_all_that_goes_with_a_picture(portable, tiny, photo):
     gray = np.repeat(photo[..., :1], 3, 2)
-    exif = Image.Exif()
+    exif, icc = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif[0x010F] = "maker"
-    picture = Picture(gray, True, photo[..., 1].copy(), None, exif.tobytes().removeprefix(b"Exif\0\0"), b"<x/>")
+    picture = Picture(gray, True, photo[..., 1].copy(), icc, exif.tobytes().removeprefix(b"Exif\0\0"), b"<x/>")
     found = tiny.decode(portable.encode(picture, 50)[0])
     assert found.gray and np.array_equal(found.alpha, picture.alpha)
-    assert (found.exif, found.xmp) == (picture.exif, picture.xmp)
+    assert (found.icc, found.exif, found.xmp) == (icc, picture.exif, picture.xmp)
 
 
 def test_the_shipped_model(photo):
@@ -115,6 +115,31 @@ def test_the_shipped_model(photo):
     data, decoded = encoder.encode(Picture(photo), 60)
     assert psnr(photo, decoded.pixels) > 28 and len(data) < 5000
     assert find_model().fingerprint.startswith(read_info(data).fingerprint)
+
+
+def test_several_segments(portable, tiny, monkeypatch):
+    monkeypatch.setattr(plan, "SEGMENT", 60)
+    data, decoded = portable.encode(Picture(noise(150, 70)), 40)
+    assert np.array_equal(tiny.decode(data).pixels, decoded.pixels)
+
+
+def test_the_self_test(portable, tiny_folder, monkeypatch):
+    folder = read_folder(tiny_folder)
+    assert portable._decoder.self_test() == folder.config["self_test"]
+    monkeypatch.setattr("hvcompress.portable.leaky", lambda x: np.maximum(x, np.floor(x * 0.125)))
+    with pytest.raises(DeviceError, match="numpy does not pass the self-test of model tiny"):
+        PortableEncoder(folder)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2])
+def test_a_model_with_other_blocks_than_it_says(tiny_folder, tmp_path, count):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / CONFIG).read_text())
+    config["network"]["encoder_blocks"]["16"] = count
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="do not fit|lacks parts"):
+        PortableEncoder(read_folder(folder))
 
 
 def test_what_goes_wrong(portable, tiny, photo, tiny_folder, tmp_path, monkeypatch):
@@ -156,6 +181,9 @@ def test_the_command_encodes_a_small_picture_without_torch(photo, tmp_path):
         done = run("photo.png", *options)
         assert done.returncode == 0 and "photo.png  131x75" in done.stdout, done.stderr
         assert (" dB" in done.stdout) == ("--no-verify" not in options)
+    for options, exit_code in ((["--model", "none"], 6), (["--beta", "1,2"], 2), (["--memory-limit", "1k"], 7)):
+        done = run("photo.png", *options)
+        assert done.returncode == exit_code and done.stderr.count("\n") == 1 and "torch" not in done.stderr, done.stderr
     for options in (["--effort", "2"], ["--psnr", "30"], ["large.png"], ["--device", "cuda"]):
         assert "torch was imported" in run("photo.png", *options).stderr, options
     assert "torch was imported" in run("large.png").stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,9 @@ def cores() -> int:
 
 
 def wait_briefly() -> None:
-    """Have torch's threads give up their cores soon while they wait for each other. Before torch is imported.
+    """Have threads of torch and numpy give up their cores soon while they wait for each other.
+
+    Called before either is imported.
 
     After every parallel loop GNU's OpenMP has them spin, for milliseconds if need be. Beside other busy programs the
     one that is waited for has no core then: with both of two cores taken, decoding took 14 to 60 s instead of 2.2, with
@@ -28,6 +31,10 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # a wish of the user's
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # numpy's products are of small matrices (`portable.py`): two threads gain a tenth, and beside other programs lose
+    # ten times as much. (On ARM torch may have the same library, and needs its threads.)
+    if platform.machine() in ("x86_64", "AMD64"):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def check_jobs(jobs: int | None) -> int:

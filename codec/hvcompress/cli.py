@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = sys.argv[1:] if argv is None else argv
         args = parse(arguments or ["--help"])
+        args.ends_with_it = argv is None
         with stopped_in_good_order():
             code = args.run(args)
             flush_standard_output()
@@ -108,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str) -> _Parser:
         description = summary[0].upper() + summary[1:] + "."
         made = commands.add_parser(name, help=summary, description=description, epilog=epilog)
-        made.set_defaults(run=run, prog=made.prog)
+        made.set_defaults(run=run, prog=made.prog, ends_with_it=False)  # whether this process ends with the command
         return made
 
     def quality_argument(made: argparse._ActionsContainer) -> None:

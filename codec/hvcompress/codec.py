@@ -6,7 +6,6 @@ what the range coder returns.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from .alpha import unpack_alpha
 from .container import Container
 from .devices import check_not_forked
 from .effort import best_encoding, level_of
-from .entropy import LayerCoder, path_of
-from .errors import DeviceError, LimitError, UsageError, verification
+from .entropy import LayerCoder
+from .errors import LimitError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
 from .image_io import Picture
 from .kernels.copies import fetch, send
@@ -37,8 +36,8 @@ from .plan import padded
 from .precision import autocast
 from .quality import checked_offsets, is_whole, layer_qualities
 from .rows import Rows, cut
-from .scales import SCALE_LEVELS
-from .segments import LatentHash, Segment, rows_of, units_bytes
+from .segments import LatentHash, Segment, rows_of
+from .self_test import QUALITIES, SIDES, SelfTest
 from .symbols import is_coded
 from .trellis import quantize
 
@@ -537,37 +536,17 @@ class Codec:
     @torch.inference_mode()
     def self_test(self) -> str:
         """Hex digest of what a decoder makes of fixed symbols, and the coder of that. The same everywhere."""
-        digest = hashlib.sha256()
-        generator = np.random.Generator(np.random.PCG64(2026))
-
-        def draw(indices: np.ndarray) -> np.ndarray:
-            # Mostly small, a few large: clamps and escapes are exercised as well.
-            small, large = (generator.integers(*span, indices.shape) for span in ((-2, 3), (0, 50)))
-            return path_of(small * (1 + 600 * (large == 0)), indices)
-
-        def there_and_back(indices: np.ndarray) -> np.ndarray:
-            levels = draw(indices)
-            coded = self._coder.encode(levels, indices)
-            if not np.array_equal(self._coder.decode(coded, indices), levels):
-                raise DeviceError("the range coder does not return what it was given")
-            digest.update(coded)
-            digest.update(indices.tobytes())
-            return levels
-
-        # Each table, for odd and even symbols.
-        there_and_back(np.repeat(np.arange(SCALE_LEVELS, dtype=np.uint8), 64).reshape(SCALE_LEVELS, 8, 8))
+        test = SelfTest(self._coder)
 
         def choose(prior: Prior) -> Tensor:
-            low, high = prior.scale_index.cpu().numpy()
-            digest.update(low.tobytes())  # the range coder has enough with one of the two: it is the same everywhere
-            levels = np.stack((draw(low), there_and_back(high)))
-            z = dequantize(prior, torch.from_numpy(levels).to(self.device), self._topdown.snap)
-            digest.update(units_bytes(z))
+            levels = torch.from_numpy(test.levels(*prior.scale_index.cpu().numpy()))
+            z = dequantize(prior, levels.to(self.device), self._topdown.snap)
+            test.tell(z.cpu().numpy())
             return z
 
-        qualities = torch.tensor([[10] * self.layers, [90] * self.layers], device=self.device)
-        h = descend(self._topdown.walk(qualities, 64, 128), choose).all()
-        digest.update(units_bytes(h))
+        qualities = torch.tensor([[quality] * self.layers for quality in QUALITIES], device=self.device)
+        h = descend(self._topdown.walk(qualities, *SIDES), choose).all()
+        test.tell(h.cpu().numpy())
         for one, level in zip(h.split(1), qualities[:, 0].split(1), strict=True):  # by itself, as a decoder has it
-            digest.update(units_bytes(self._synthesis.patches(Rows.whole(one), level).all()))
-        return digest.hexdigest()
+            test.tell(self._synthesis.patches(Rows.whole(one), level).all().cpu().numpy())
+        return test.hexdigest()

@@ -40,9 +40,9 @@ def _inputs(args: argparse.Namespace, suffixes: Collection[str]) -> Inputs:
     return Inputs(args.input, args.output, args.output_dir, args.recursive, suffixes)
 
 
-def _common_options(args: argparse.Namespace) -> dict:
+def _common_options(args: argparse.Namespace, jobs: list[Job]) -> dict:
     names = ("model", "device", "strip", "strip_icc", "memory_limit", "force", "update")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"alone": args.ends_with_it and len(jobs) == 1}
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def encoding_of(args: argparse.Namespace) -> Task:
         allocation=args.allocation,
         effort=args.effort,
         verify=not args.no_verify,
-        alone=len(jobs) == 1,
-        **_common_options(args),
+        **_common_options(args, jobs),
     )
 
     def columns(outcome: Outcome) -> list[str]:
@@ -110,8 +109,7 @@ def decoding_of(args: argparse.Namespace) -> Task:
         crop=args.crop,
         partial=args.partial,
         bits=args.bit_depth,
-        alone=len(jobs) == 1,
-        **_common_options(args),
+        **_common_options(args, jobs),
     )
 
     report = Report(_report_stream(jobs), args.quiet, _columns, args.summary, args.recursive)

@@ -1,4 +1,4 @@
-"""Model folders: where they are, what they hold, and loading them. Only loading needs torch.
+"""Model folders: where they are, what they hold, and loading them. Only `load_parts` and what it calls need torch.
 
 A model folder is immutable: weights.safetensors, config.json, recipe.toml, CARD.md. Its fingerprint is a SHA-256 over
 everything that a decoder's output depends on, so a file names the very numbers it was made with, not a label.
@@ -226,7 +226,7 @@ def read_decoder(folder: ModelFolder) -> dict[str, np.ndarray]:
 
 
 def read_encoder(folder: ModelFolder) -> dict[str, np.ndarray]:
-    """Those of its encoder. Raises ModelError."""
+    """The stored arrays of a model's encoder, without torch, checked as `read_tensors` does. Raises ModelError."""
     _check_architecture(folder)
     arrays = _read_arrays(folder, ENCODER_PARTS)
     _check_encoder(folder, arrays)

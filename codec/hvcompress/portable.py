@@ -23,6 +23,7 @@ from .metadata import unpack_icc, unpack_metadata
 from .model import ModelFolder, check_latents, check_made_with, read_decoder, split_tables
 from .plan import padded
 from .quality import layer_qualities
+from .self_test import QUALITIES, SIDES, SelfTest
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,6 +42,21 @@ def pixel_shuffle(x: np.ndarray, n: int) -> np.ndarray:
     return x.reshape(c, n, n, h, w).transpose(0, 3, 1, 4, 2).reshape(c, n * h, n * w)
 
 
+def convolved(x: np.ndarray, taps: np.ndarray, bias: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """A convolution with zero padding: (C_in, h, w) -> (C_out, h w).
+
+    taps: (k, k, C_out, C_in), each to be multiplied by scale. bias, scale: (C_out, 1).
+    """
+    (c, h, w), k = x.shape, len(taps)
+    around = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2))) if k > 1 else x
+    total = bias
+    for row in range(k):
+        for column in range(k):
+            weight = taps[row, column] if scale is None else taps[row, column] * scale
+            total = total + weight @ around[:, row : row + h, column : column + w].reshape(c, h * w)
+    return total
+
+
 class Convolution:
     """`exact.ExactConv2d`, rounded and clamped."""
 
@@ -54,14 +70,8 @@ class Convolution:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(C_in, h, w) -> (C_out, h, w)."""
-        (c, h, w), k = x.shape, len(self._taps)
-        around = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2))) if k > 1 else x
-        total = self._bias
-        for row in range(k):
-            for column in range(k):
-                weight = self._taps[row, column] * self._scale
-                total = total + weight @ around[:, row : row + h, column : column + w].reshape(c, h * w)
-        return clamp(np.floor(total, out=total)).reshape(-1, h, w)
+        total = convolved(x, self._taps, self._bias, self._scale)
+        return clamp(np.floor(total, out=total)).reshape(-1, *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -133,18 +143,28 @@ class Prior:
     index: np.ndarray  # (c, h, w) uint8, of scales
     step: np.ndarray  # (c, 1, 1), in units
 
+    def dequantized(self, levels: np.ndarray) -> np.ndarray:
+        """`network.dequantize`. (c, h, w) levels -> the latent, in units."""
+        return clamp(np.floor(self.mean + 0.5 * (self.step * levels + 1.0)))
+
 
 Walk = Generator[Prior, np.ndarray, tuple[np.ndarray, bytes]]
 
 
-def descend(walk: Walk, choose: Callable[[Prior], np.ndarray]) -> tuple[np.ndarray, bytes]:
-    """`network.descend`: `choose` maps each prior to its levels."""
+def _next(walk: Walk, levels: np.ndarray) -> Prior | tuple[np.ndarray, bytes]:
+    """The next prior, or what the walk returns at its end."""
     try:
-        prior = next(walk)
-        while True:
-            prior = walk.send(choose(prior))
+        return walk.send(levels)
     except StopIteration as stop:
         return stop.value
+
+
+def descend(walk: Walk, choose: Callable[[Prior], np.ndarray]) -> tuple[np.ndarray, bytes]:
+    """`network.descend`: `choose` maps each prior to its levels."""
+    found = next(walk)
+    while isinstance(found, Prior):
+        found = _next(walk, choose(found))
+    return found
 
 
 class PortableDecoder:
@@ -217,19 +237,39 @@ class PortableDecoder:
             mean, raw = np.split(layer.prior(h), 2)
             step, shift = (table[quality][:, None, None] for table in (layer.step, layer.scale_shift))
             index = np.clip(np.floor((16.0 * raw + (shift + 512.0)) * 2.0**-10), 0, 63).astype(np.uint8)
-            levels = yield Prior(number, h, mean, index, step)
-            z, digest = clamp(np.floor(mean + 0.5 * (step * levels + 1.0))), hashlib.sha256()
+            prior = Prior(number, h, mean, index, step)
+            levels = yield prior
+            z, digest = prior.dequantized(levels), hashlib.sha256()
             for top, bottom in plan.segments(*h.shape[1:]):
                 digest.update(z[:, top:bottom].astype("<i4").tobytes())
             digests += digest.digest()
             h = clamp(h + layer.project(z))
         return h, hashlib.sha256(digests).digest()
 
+    def _patches(self, h: np.ndarray, quality: int) -> np.ndarray:
+        """`Synthesis.patches`: (48, H / 4, W / 4), in units."""
+        for up, blocks in self._stages:
+            h = _through(blocks, h if up is None else pixel_shuffle(up(h), 2), quality)
+        return self._out(h)
+
+    def self_test(self) -> str:
+        """`Codec.self_test`."""
+        test = SelfTest(self.coder)
+        walks = [self.walk(*SIDES, [quality] * len(self._layers)) for quality in QUALITIES]
+        priors = [next(walk) for walk in walks]
+        for _ in self._layers:
+            levels = test.levels(*(prior.index for prior in priors))
+            test.tell(*(prior.dequantized(values) for prior, values in zip(priors, levels, strict=True)))
+            priors = [_next(walk, values) for walk, values in zip(walks, levels, strict=True)]
+        features = [h for h, _ in priors]
+        test.tell(*features)
+        test.tell(*(self._patches(h, quality) for h, quality in zip(features, QUALITIES, strict=True)))
+        return test.hexdigest()
+
     def _pixels(self, h: np.ndarray, header: container.Header, white: int) -> np.ndarray:
         """`Synthesis` and `pixels.Painter`: (height, width, 3) uint8, or uint16."""
-        for up, blocks in self._stages:
-            h = _through(blocks, h if up is None else pixel_shuffle(up(h), 2), header.quality)
-        samples = pixel_shuffle(self._out(h), 4)[:, : header.height, : header.width].transpose(1, 2, 0)
+        patches = self._patches(h, header.quality)
+        samples = pixel_shuffle(patches, 4)[:, : header.height, : header.width].transpose(1, 2, 0)
         samples = np.floor((np.clip(samples, -2048, 2048) * white + 2048.0 * (white + 1)) * 2.0**-12)
         if header.gray:  # the network does not know that the planes should be equal
             samples[:] = np.rint(samples.mean(2, keepdims=True))

@@ -1,7 +1,7 @@
 """The encoder without torch, in numpy alone: a small picture is encoded before torch would be imported.
 
-What `network.Encoder` and `trellis.py` do, in float32 throughout, over all of a picture at once. No decoder depends on
-it; the priors are the integers of `portable.py`.
+What `network.Encoder` and `trellis.py` do, the network in float32 and what symbols cost in float64, over all of a
+picture at once. No decoder depends on it; the priors are the integers of `portable.py`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from . import container, plan
 from .batch import cores
-from .errors import ModelError, verification
+from .errors import DeviceError, ModelError, verification
 from .image_io import Picture
 from .machine import FAST_BITS, machine_of
-from .model import ModelFolder, read_encoder
+from .model import CONFIG, ModelFolder, read_encoder
 from .packing import pack_picture
 from .plan import MAX_STRIDE, padded
-from .portable import Arrays, PortableDecoder, Prior, descend
+from .portable import Arrays, PortableDecoder, Prior, convolved, descend
 from .quality import checked_offsets, interpolation, layer_qualities
 from .scales import MIN_PROBABILITY, scale
 from .search import COST_LIMIT, COST_UNIT, WEIGHT, search_units
@@ -41,20 +41,14 @@ class Convolution:
     """`torch.nn.Conv2d` with zero padding."""
 
     def __init__(self, arrays: Arrays, name: str):
-        weight = arrays[f"{name}.weight"].astype(np.float32)
+        """Takes its arrays out of `arrays`."""
+        weight, bias = (arrays.pop(f"{name}.{part}").astype(np.float32) for part in ("weight", "bias"))
         self._taps = np.ascontiguousarray(weight.transpose(2, 3, 0, 1))  # (k, k, C_out, C_in)
-        self._bias = arrays[f"{name}.bias"].astype(np.float32)[:, None]
+        self._bias = bias[:, None]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(C_in, h, w) -> (C_out, h, w)."""
-        (c, h, w), k = x.shape, len(self._taps)
-        around = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2))) if k > 1 else x
-        total = self._bias
-        for row in range(k):
-            for column in range(k):
-                inside = around[:, row : row + h, column : column + w].reshape(c, h * w)
-                total = total + self._taps[row, column] @ inside
-        return total.reshape(-1, h, w)
+        return convolved(x, self._taps, self._bias).reshape(-1, *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Block:
 
 def _block(arrays: Arrays, name: str) -> Block:
     convolutions = (Convolution(arrays, f"{name}.{part}") for part in ("reduce", "spatial", "expand"))
-    knots = [arrays[f"{name}.{part}.knots"].astype(np.float32) for part in ("gain", "shift")]
+    knots = [arrays.pop(f"{name}.{part}.knots").astype(np.float32) for part in ("gain", "shift")]
     hats = np.array(interpolation(len(knots[0])), np.float32)
     return Block(*convolutions, *(hats @ values for values in knots))
 
@@ -95,8 +89,10 @@ class PortableEncoder:
     """A model's encoder. Its files are much like those of `codec.Codec`, not the same: that computes in bfloat16."""
 
     def __init__(self, folder: ModelFolder):
-        """Raises ModelError."""
+        """Raises ModelError, and DeviceError where numpy does not compute what the model requires."""
         self._decoder = PortableDecoder(folder)
+        if self._decoder.self_test() != folder.config["self_test"]:
+            raise DeviceError(f"numpy does not pass the self-test of model {folder.name}: nothing can be coded")
         arrays, network = read_encoder(folder), folder.config["network"]
         try:
             self._stem = Convolution(arrays, "encoder.stem")
@@ -118,6 +114,8 @@ class PortableEncoder:
             ]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError("the model lacks parts or its sizes make no sense") from error
+        if arrays:
+            raise ModelError(f"the model's weights do not fit its {CONFIG}")
 
     def encode(
         self,
@@ -153,11 +151,12 @@ class PortableEncoder:
             encoded, posterior = features[self.strides[prior.layer]], self._posteriors[prior.layer]
             feature = (prior.feature * 2.0**-10).astype(np.float32)
             mean = posterior(feature, encoded, qualities[prior.layer]).astype(np.float64)
-            levels = quantize((np.clip(mean, -32.0, 32.0) * 2.0**10 - prior.mean) / prior.step, prior.index)
-            spans = plan.segments(*levels.shape[1:])
-            segments = [(levels[:, top:bottom], prior.index[:, top:bottom]) for top, bottom in spans]
-            streams.append(plan.join([self._decoder.coder.encode(*segment, FAST_BITS) for segment in segments]))
-            return levels
+            residual = (np.clip(mean, -32.0, 32.0) * 2.0**10 - prior.mean) / prior.step
+            spans = [slice(*span) for span in plan.segments(*residual.shape[1:])]
+            segments = [quantize(residual[:, span], prior.index[:, span]) for span in spans]
+            coded = zip(segments, (prior.index[:, span] for span in spans), strict=True)
+            streams.append(plan.join([self._decoder.coder.encode(*segment, FAST_BITS) for segment in coded]))
+            return np.concatenate(segments, 1)
 
         height, width = pixels.shape[:2]
         _, digest = descend(self._decoder.walk(height, width, qualities), choose)

@@ -31,7 +31,7 @@ def rows_of(prior: Prior, first: int, last: int) -> Prior:
     return replace(prior, top=first, feature=None, mean=mean, scale_index=index)
 
 
-def units_bytes(x: Tensor) -> bytes:
+def _units_bytes(x: Tensor) -> bytes:
     """Units, multiples of 2^-10, in raster order, as little-endian int32."""
     return x.cpu().contiguous().numpy().astype("<i4").tobytes()
 
@@ -54,7 +54,7 @@ class LatentHash:
         """Hash what `update` was given: when it has arrived, and the device has been given something else to do."""
         coming, self._coming = self._coming, []
         for layer, wait in coming:
-            self._digests[layer].update(units_bytes(wait()))
+            self._digests[layer].update(_units_bytes(wait()))
 
     def digest(self) -> bytes:
         self.catch_up()

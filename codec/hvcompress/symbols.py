@@ -1,6 +1,6 @@
 """What both sides know of the symbols of a layer: which there are, and in which lane each lies (`trellis.py`).
 
-Without torch, for decoders that do without it.
+Without torch, for those who do without it.
 """
 
 from __future__ import annotations

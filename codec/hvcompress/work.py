@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .image_io import Picture
     from .model import ModelFolder
 
-SMALL = 1 << 17  # pixels, with padding, that numpy codes in less time than the import of torch takes
+SMALL = 1 << 17  # pixels, with padding, that numpy codes before torch, which has to be imported first, has done so
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
 
 DONE, UP_TO_DATE, FAILED = "done", "up to date", "failed"
@@ -207,7 +207,7 @@ def _decoded(options: Decoding, data: bytes, container: Container, progress: Pro
 def _without_torch(options: Common, width: int, height: int) -> bool:
     """Whether a picture is coded sooner in numpy, since torch, which is several times as fast, is not there yet."""
     small = padded(width) * padded(height) <= SMALL
-    there = f"{__package__}.loading" in sys.modules
+    there = "torch" in sys.modules or f"{__package__}.loading" in sys.modules
     return small and options.alone and options.device in ("auto", "cpu") and not there
 
 
