@@ -26,6 +26,7 @@ MAX_BITS = max(PARITY_CHECKS)
 REBASE = 6  # steps after which the totals are counted anew from their minimum
 LANES = 96  # searched at a time
 TOTALS = 1 << 17  # of so many lanes times states at most, which bounds a thread's memory to some 40 MiB
+ROW = 512  # values that numpy should add costs to at a time, about
 THREADS = 8  # that search at a time, at most
 PATIENCE = 1 << 29  # states times symbols that are searched before it is worth the time to get the loop compiled
 
@@ -85,8 +86,11 @@ def _search_lanes(machine: Machine, costs: np.ndarray) -> np.ndarray:
     total = np.full((states, count), far)
     total[0] = 0
     gathered, even, odd = (np.empty_like(total) for _ in range(3))
-    # came_even lists the states that come from quantizer 0 first: [quantizer, which, lane].
-    by_quantizer = [x.reshape(2, states // 2, count) for x in (gathered, even, odd)]
+    # came_even lists the states that come from quantizer 0 first: [quantizer, which, lane]. To several states at a time
+    # numpy adds costs faster than to few lanes.
+    together = 1 << max(0, min(states // 2, ROW // count).bit_length() - 1)
+    costs = np.tile(costs, together)
+    by_quantizer = [x.reshape(2, states // 2 // together, together * count) for x in (gathered, even, odd)]
     # Whether the odd way was cheaper: a bit for each state and lane.
     cheaper = np.empty((length, states * count // 8), np.uint8)
     for t in range(length):
