@@ -23,7 +23,7 @@ from .errors import FormatError
 from .forking import is_forked
 from .machine import TRAINED_BITS, machine_of
 from .scales import SCALE_LEVELS, scale
-from .symbols import SYMBOL_LIMIT, ZERO_EDGE, is_coded, lanes_of
+from .symbols import SYMBOL_LIMIT, edge, is_coded, lanes_of
 
 if TYPE_CHECKING:
     from .kernels.loops import Loops  # which imports numba
@@ -61,11 +61,6 @@ def reach_of(index: int) -> int:
     return max(2, math.ceil(TAIL * scale(index)))
 
 
-def _edges(quantizer: int, reach: int) -> list[float]:
-    """Where the intervals of |k| = 0..reach end, in steps; as `trellis.level_bits` has them."""
-    return [k + 0.5 if quantizer == 0 else max(float(k), ZERO_EDGE) for k in range(reach + 1)]
-
-
 def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float = 2000.0) -> Tables:
     """Tables of Gaussians integrated over a symbol's interval, optionally blended with what a model really produces.
 
@@ -75,7 +70,8 @@ def gaussian_tables(histogram: list[np.ndarray] | None = None, confidence: float
     tables = []
     for table in range(TABLES):
         quantizer, index = divmod(table, SCALE_LEVELS)
-        below = [math.erf(edge / scale(index) / math.sqrt(2)) for edge in _edges(quantizer, reach_of(index))]
+        ends = [edge(k, quantizer) for k in range(reach_of(index) + 1)]
+        below = [math.erf(end / scale(index) / math.sqrt(2)) for end in ends]
         tail = np.maximum(np.diff(below) / 2, 0)  # of k = 1..reach
         mass = np.concatenate((tail[::-1], below[:1], tail))
         escape = max(0.0, 1.0 - mass.sum())

@@ -24,7 +24,7 @@ from .portable import Arrays, PortableDecoder, Prior, convolved, descend
 from .quality import checked_offsets, interpolation, layer_qualities
 from .scales import MIN_PROBABILITY, scale
 from .search import COST_LIMIT, COST_UNIT, WEIGHT, search_units
-from .symbols import SYMBOL_LIMIT, ZERO_EDGE, is_coded, lanes_of
+from .symbols import SYMBOL_LIMIT, edge, is_coded, lanes_of
 
 
 def leaky(x: np.ndarray) -> np.ndarray:
@@ -222,9 +222,7 @@ def _cost(size: np.ndarray, level: np.ndarray, quantizer: int, scales: np.ndarra
 
 def _bits(k: int, index: int, quantizer: int) -> float:
     """`trellis.level_bits` of a symbol k >= 0."""
-    low, high = k - 0.5, k + 0.5
-    if quantizer:
-        low, high = (-ZERO_EDGE, ZERO_EDGE) if k == 0 else (max(k - 1, ZERO_EDGE), float(k))
-    unit = scale(index) * math.sqrt(2.0)
+    high, unit = edge(k, quantizer), scale(index) * math.sqrt(2.0)
+    low = edge(k - 1, quantizer) if k else -high
     probability = 0.5 * (math.erfc(low / unit) - math.erfc(high / unit))
     return -math.log2(min(max(probability, MIN_PROBABILITY), 1.0))

@@ -22,6 +22,11 @@ def is_coded(scale_index: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return scale_index >= 0.5
 
 
+def edge(k: int, quantizer: int) -> float:
+    """Where the interval of |k| ends, in steps; as `trellis.level_bits` has it."""
+    return k + 0.5 if quantizer == 0 else max(float(k), ZERO_EDGE)
+
+
 def lanes_of(count: int) -> tuple[int, int]:
     """Steps T and lanes n of so many symbols: symbol i is that of lane i mod n at step i div n."""
     lanes = max(1, count // LENGTH)
