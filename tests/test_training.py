@@ -395,6 +395,8 @@ def test_command_line_says_what_is_wrong(recipe, tmp_path):
         ("validate_every = 4", "validate_every = 0", "validate_every must be"),
         ("anneal_batch = 3", 'anneal_batch = "3"', "anneal_batch must be"),
         ("warmup = 2", "warmup = 2\ndownscale = 0.6", "not iterable"),
+        ("warmup = 2", "warmup = 2\ndrawn_share = 1.5", "drawn_share must be a number between 0 and 1"),
+        ("warmup = 2", 'warmup = 2\ndrawn_share = "some"', "drawn_share must be"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(recipe, tmp_path, old, new, words):

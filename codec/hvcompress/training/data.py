@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import reason
+from . import drawings
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 
@@ -80,11 +81,15 @@ class Crops:
     """Random square crops of photographs held in memory, which are drawn in proportion to their areas.
 
     So large photographs count for more than small ones, which are mostly thumbnails: sharper, pixel for pixel, than
-    what a camera writes.
+    what a camera writes. A share of the crops is drawn instead (`drawings.py`).
     """
 
-    def __init__(self, paths: list[Path], patch: int, downscale: tuple[float, float], seed: int):
-        self.patch, self.seed = patch, seed
+    def __init__(
+        self, paths: list[Path], patch: int, downscale: tuple[float, float], seed: int, drawn_share: float = 0.0
+    ):
+        self.patch, self.seed, self.drawn_share = patch, seed, drawn_share
+        if drawn_share:
+            drawings.fonts()  # or an error, now
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             loaded = pool.map(lambda path: load(path, patch, downscale, seed), paths)
             self.images = [image for image in loaded if image is not None]
@@ -100,6 +105,9 @@ class Crops:
         out = np.empty((size, patch, patch, 3), np.uint8)
         for row, index in enumerate(rng.choice(len(self.images), size=size, p=self.shares)):
             image = self.images[index]
+            if self.drawn_share and rng.random() < self.drawn_share:
+                out[row] = drawings.draw(rng, patch, image)
+                continue
             y = rng.integers(image.shape[0] - patch + 1)
             x = rng.integers(image.shape[1] - patch + 1)
             crop = image[y : y + patch, x : x + patch]

@@ -59,6 +59,7 @@ class Recipe:
     anneal_batch: int = 4  # the annealing branch sees fewer, larger patches: whole pictures have few borders
     anneal_patch: int = 384
     downscale: tuple[float, float] = (0.6, 1.0)  # range of the factor by which photographs are shrunk
+    drawn_share: float = 0.0  # of the crops: screens, text and plots, drawn instead of photographed
     held_out: int = 40  # photographs kept for validation
     muon_lr: float = 1.2e-3
     adam_lr: float = 1e-3
@@ -113,6 +114,8 @@ def read_recipe(path: Path) -> Recipe:
     for name in ("patch", "anneal_patch"):
         if getattr(recipe, name) % MAX_STRIDE:
             raise UsageError(f"{path}: {name} must be a multiple of {MAX_STRIDE}")
+    if not isinstance(recipe.drawn_share, (int, float)) or not 0 <= recipe.drawn_share <= 1:
+        raise UsageError(f"{path}: drawn_share must be a number between 0 and 1, which {recipe.drawn_share!r} is not")
     for layer, beta in recipe.beta_tc.items():
         if not 1 <= layer <= len(recipe.model.latents) or not beta >= 0:
             raise UsageError(f"{path}: beta_tc has a weight for layer {layer} of {beta:g}")
@@ -440,7 +443,8 @@ def train(
         where = folder_of(out, anneal)
         check_recipe(recipe, recipe_path, out, where)
         where.mkdir(parents=True, exist_ok=True)
-        crops = data.Crops(training[ranks.rank :: ranks.count], patch, recipe.downscale, recipe.seed)
+        own = training[ranks.rank :: ranks.count]
+        crops = data.Crops(own, patch, recipe.downscale, recipe.seed, recipe.drawn_share)
         run = prepare(recipe, crops, out, where, device, anneal)
         if ranks.sum(run.step, device) != ranks.count * run.step:
             raise InputError(f"{where}: not all processes see the same checkpoint; it must lie on shared storage")
