@@ -29,6 +29,8 @@ def card(config: dict, notes: str) -> str:
     else:
         last, photographs = "the learning rate never lowered", f"{trained['photographs']:,} photographs"
         recipe, commands = "Made by the `recipe.toml` here:", [trunk]
+    if trained.get("drawn_share"):
+        photographs += f", {100 * trained['drawn_share']:.0f} % of the crops drawn instead (`training/drawings.py`)"
     lines = [
         f"# {config['name']}",
         "",

@@ -137,7 +137,7 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
     tensors = tensors_of(model, fit_tables(codec, crops))
     rows = grid_cost(model, data.centre_crops(held_out, recipe.patch), recipe)
     facts = {
-        "description": f"photographs, {state['step']} steps",
+        "description": f"photographs{' and drawings' if recipe.drawn_share else ''}, {state['step']} steps",
         "trained": {
             "continued_from": trunk.start,
             "steps": state["step"],
@@ -151,6 +151,7 @@ def export(run: Path, name: str, folder: Path, out: Path, notes: str = "") -> Mo
             "photographs": len(data.large_enough(training, trunk.patch)),
             "anneal_photographs": len(data.large_enough(training, recipe.anneal_patch)),
             "hours": round(state["seconds"] / 3600, 2),
+            "drawn_share": recipe.drawn_share,
             "date": str(date.today()),
         },
         "held_out_pictures": len(held_out),
