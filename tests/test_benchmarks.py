@@ -30,6 +30,7 @@ import pictures  # noqa: E402
 import rd  # noqa: E402
 import rd_plot  # noqa: E402
 import report  # noqa: E402
+import screens  # noqa: E402
 import speed  # noqa: E402
 
 RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -409,6 +410,28 @@ def test_a_measurement_of_ours_goes_on_where_it_was_interrupted(tmp_path, monkey
                 patch.setattr(measure, "program", lambda: "another")
             measure.run_ours(images, tmp_path, picked, 1, fresh=change == "fresh")
         assert seen == [*again]
+
+
+def test_screens_are_laid_on_white_and_all_there(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        screens.main([str(tmp_path)])
+    assert "lacks aptitude.png" in capsys.readouterr().err
+    for name in screens.NAMES:
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / f"{name}.png")
+    half = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    half.paste((10, 20, 30, 255), (0, 0, 4, 8))
+    half.save(tmp_path / "firefox.png")
+    measured = {}
+
+    def instead_of_kodak(arguments):
+        measured.update({path.stem: np.asarray(Image.open(path)) for path in Path(arguments[0]).iterdir()})
+        return 0
+
+    monkeypatch.setattr(kodak, "main", instead_of_kodak)
+    assert screens.main([str(tmp_path)]) == 0
+    assert sorted(measured) == sorted(screens.NAMES)
+    assert (measured["gnome"] == (10, 20, 30)).all()
+    assert (measured["firefox"][:, :4] == (10, 20, 30)).all() and (measured["firefox"][:, 4:] == 255).all()
 
 
 @pytest.mark.parametrize("key", classical.CLASSICAL_KEYS)
