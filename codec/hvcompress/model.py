@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .entropy import Tables
     from .network import Encoder, Synthesis, TopDown
 
-DEFAULT_MODEL = "photo-13"
+DEFAULT_MODEL = "photo-14"
 ARCHITECTURE = 6  # counted up when a network of the same sizes, or a level, comes to mean something else
 PROFILE = "dyadic-3"  # the rules of the arithmetic (`exact.py`); both are part of a model's fingerprint
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
