@@ -8,7 +8,8 @@ edges, flat colours and letters look as programs draw them: hard, antialiased, o
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -263,17 +264,23 @@ def _table(canvas: Image.Image, rng: np.random.Generator, theme: Theme, photogra
     _write(canvas, pieces, hand)
 
 
+@contextmanager
+def _enlarged(canvas: Image.Image, box: Box) -> Iterator[Image.Image]:
+    """The box three times as large; what is drawn there appears on the canvas smoothed."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    fine = canvas.crop(box).resize((width * SUPERSAMPLING, height * SUPERSAMPLING), Image.Resampling.NEAREST)
+    yield fine
+    canvas.paste(fine.resize((width, height), Image.Resampling.BOX), box)
+
+
 def _icon(canvas: Image.Image, box: Box, rng: np.random.Generator, theme: Theme) -> None:
     """A few shapes on top of each other, smoothed."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    if min(width, height) < 4:
+    if min(box[2] - box[0], box[3] - box[1]) < 4:
         return
-    size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
-    fine = canvas.crop(box).resize(size, Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(fine)
-    for _ in range(rng.integers(1, 6)):
-        _shape(pen, size, rng, theme)
-    canvas.paste(fine.resize((width, height), Image.Resampling.BOX), box)
+    with _enlarged(canvas, box) as fine:
+        pen = ImageDraw.Draw(fine)
+        for _ in range(rng.integers(1, 6)):
+            _shape(pen, fine.size, rng, theme)
 
 
 def _shape(pen: ImageDraw.ImageDraw, size: tuple[int, int], rng: np.random.Generator, theme: Theme) -> None:
@@ -339,10 +346,17 @@ def _controls(canvas: Image.Image, rng: np.random.Generator, theme: Theme, photo
 
 def _plot(canvas: Image.Image, rng: np.random.Generator, theme: Theme, photograph: np.ndarray) -> None:
     """Axes, a grid, and curves, points or bars."""
-    size = (canvas.width * SUPERSAMPLING, canvas.height * SUPERSAMPLING)
-    fine = canvas.resize(size, Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(fine)
-    thin = SUPERSAMPLING
+    with _enlarged(canvas, (0, 0, *canvas.size)) as fine:
+        _axes(fine, rng, theme)
+    hand = _hand(rng, 9, 14)
+    places = rng.uniform(0, 1, (rng.integers(2, 10), 2)) * canvas.size
+    pieces = [(float(px), float(py), _words(rng, hand.alphabet, 1), theme.ink) for px, py in places]
+    _write(canvas, pieces, hand)
+
+
+def _axes(fine: Image.Image, rng: np.random.Generator, theme: Theme) -> None:
+    """A plot without its letters, on an enlarged canvas."""
+    pen, size, thin = ImageDraw.Draw(fine), fine.size, SUPERSAMPLING
     if rng.random() < 0.6:
         for share in np.linspace(0, 1, rng.integers(3, 9)):
             pen.line((0, share * size[1], size[0], share * size[1]), theme.line, thin)
@@ -363,11 +377,6 @@ def _plot(canvas: Image.Image, rng: np.random.Generator, theme: Theme, photograp
             for px, py in points:
                 pen.rectangle((px, py, px + size[0] / count * 0.7, size[1]), colour)
     pen.line((0, 0, 0, size[1], size[0], size[1]), theme.ink, 2 * thin)
-    canvas.paste(fine.resize(canvas.size, Image.Resampling.BOX))
-    hand = _hand(rng, 9, 14)
-    places = rng.uniform(0, 1, (rng.integers(2, 10), 2)) * canvas.size
-    pieces = [(float(px), float(py), _words(rng, hand.alphabet, 1), theme.ink) for px, py in places]
-    _write(canvas, pieces, hand)
 
 
 def _pattern(canvas: Image.Image, rng: np.random.Generator, theme: Theme, photograph: np.ndarray) -> None:
