@@ -24,9 +24,10 @@ import rd  # noqa: E402
 from hvcompress.allocation import ALLOCATIONS, REACH, allocation_offsets  # noqa: E402
 from hvcompress.codec import Codec  # noqa: E402
 from hvcompress.container import read_info  # noqa: E402
-from hvcompress.image_io import Picture, read_picture  # noqa: E402
+from hvcompress.image_reading import read_picture  # noqa: E402
 from hvcompress.loading import load_model  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
+from hvcompress.picture import Picture  # noqa: E402
 from hvcompress.quality import LEVELS, beta_of  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 from measure import spread_evenly, write_rows  # noqa: E402

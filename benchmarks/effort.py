@@ -19,9 +19,10 @@ import numpy as np  # noqa: E402
 
 from hvcompress.codec import Codec, Encoded  # noqa: E402
 from hvcompress.effort import lagrangian, level_of  # noqa: E402
-from hvcompress.image_io import Picture, read_picture  # noqa: E402
+from hvcompress.image_reading import read_picture  # noqa: E402
 from hvcompress.loading import load_model  # noqa: E402
 from hvcompress.metrics import psnr  # noqa: E402
+from hvcompress.picture import Picture  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 from measure import spread_evenly, write_rows  # noqa: E402
 

@@ -24,8 +24,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from hvcompress.codec import Codec  # noqa: E402
-from hvcompress.image_io import Picture, image_bytes, read_picture, to_pil  # noqa: E402
+from hvcompress.image_reading import read_picture  # noqa: E402
+from hvcompress.image_writing import image_bytes, to_pil  # noqa: E402
 from hvcompress.loading import load_model  # noqa: E402
+from hvcompress.picture import Picture  # noqa: E402
 
 NOTES = "latents.json"
 QUALITIES = (0, 35, 60, 100)

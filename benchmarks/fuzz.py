@@ -86,7 +86,7 @@ from peak import peak_mib  # noqa: E402
 
 if TYPE_CHECKING:
     from hvcompress.codec import Codec
-    from hvcompress.image_io import Picture
+    from hvcompress.picture import Picture
 
 PARSER_ERRORS = (FormatError, UnsupportedError, LimitError)
 DECODER_ERRORS = (*PARSER_ERRORS, ModelError, MismatchError)
@@ -454,7 +454,7 @@ def make_sources(codec: Codec, every: int = 1) -> list[Source]:
 
     every: 1 takes them all, 3 each third.
     """
-    from hvcompress.image_io import Picture
+    from hvcompress.picture import Picture
 
     alpha = scene(50, 75, 21)[..., 0]
     flat = alpha[:40, :60] * 0 + 128

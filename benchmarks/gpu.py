@@ -36,7 +36,7 @@ from hvcompress import pixels as pixels_module  # noqa: E402
 from hvcompress import segments  # noqa: E402
 from hvcompress.codec import Codec  # noqa: E402
 from hvcompress.exact import ExactConv2d  # noqa: E402
-from hvcompress.image_io import read_picture  # noqa: E402
+from hvcompress.image_reading import read_picture  # noqa: E402
 from hvcompress.loading import load_model  # noqa: E402
 from hvcompress.training.data import find_images  # noqa: E402
 from speed import QUALITY, picture  # noqa: E402

@@ -91,7 +91,7 @@ def measure_ours(path: Path, picked: Picked) -> list[dict]:
     """Rows of one picture: real files, and what their own decoding gives."""
     codec = load_ours(picked)
     from hvcompress.effort import level_of
-    from hvcompress.image_io import read_picture
+    from hvcompress.image_reading import read_picture
 
     pixels = np.asarray(read_rgb(path))
     picture = read_picture(pixels)

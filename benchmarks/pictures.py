@@ -60,7 +60,7 @@ def side_by_side(panels: list[Shown], box: tuple[int, int, int, int]) -> Image.I
 def photo(path: Path, quality: int, box: tuple[int, int, int, int], model: str | None, device: str) -> Image.Image:
     """Original, ours, and JPEG of (at least) our size. Raises HvcompressError."""
     from classical import pillow_decode
-    from hvcompress.image_io import read_picture
+    from hvcompress.image_reading import read_picture
     from hvcompress.loading import load_model
     from hvcompress.metrics import psnr
     from measure import read_rgb

@@ -30,7 +30,7 @@ from hvcompress.allocation import ALLOCATIONS, allocation_offsets  # noqa: E402
 from hvcompress.analysis.bounds import entropy, fano_accuracy  # noqa: E402
 from hvcompress.codec import Codec  # noqa: E402
 from hvcompress.console import progress_line  # noqa: E402
-from hvcompress.image_io import read_picture  # noqa: E402
+from hvcompress.image_reading import read_picture  # noqa: E402
 from hvcompress.loading import load_model  # noqa: E402
 from measure import write_rows  # noqa: E402
 from probes import accuracies, standard_error  # noqa: E402

@@ -92,7 +92,8 @@ def our_rounds(task: Task, image: Image.Image) -> Callable[[], dict]:
     from hvcompress.memory import use_memory_again
 
     use_memory_again()  # as the command does, before torch is imported
-    from hvcompress.image_io import image_bytes, read_picture, to_pil
+    from hvcompress.image_reading import read_picture
+    from hvcompress.image_writing import image_bytes, to_pil
     from hvcompress.loading import load_model
 
     codec = load_model(task.model, task.device)
@@ -198,7 +199,7 @@ def start_up(device: str, model: str | None, repeats: int) -> dict[str, float]:
 def integers_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> float | None:
     """Decoding time with exact sums in float32 over that with products of bytes; None where those do not pay."""
     from hvcompress.exact import ExactConv2d
-    from hvcompress.image_io import read_picture
+    from hvcompress.image_reading import read_picture
     from hvcompress.kernels import int8
     from hvcompress.loading import load_model
 
@@ -224,7 +225,7 @@ def integers_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> f
 def loops_gain(paths: tuple[Path, ...], model: str | None, repeats: int) -> float | None:
     """The range coder's time in decoding with its loops in Python over that with compiled ones; None without numba."""
     from hvcompress.entropy import LayerCoder
-    from hvcompress.image_io import read_picture
+    from hvcompress.image_reading import read_picture
     from hvcompress.loading import load_model
 
     codec = load_model(model, "cpu")

@@ -14,8 +14,8 @@ import numpy as np
 from hvcompress import container
 from hvcompress.alpha import pack_alpha, unpack_alpha
 from hvcompress.errors import DeviceError, ModelError, UsageError
-from hvcompress.image_io import Picture
 from hvcompress.metadata import pack_icc, pack_metadata, unpack_icc, unpack_metadata
+from hvcompress.picture import Picture
 
 FINGERPRINT = "c0ffee00" * 8
 

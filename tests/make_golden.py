@@ -13,8 +13,9 @@ from PIL import ImageCms
 
 from hvcompress.allocation import allocation_offsets
 from hvcompress.container import STATE_BITS
-from hvcompress.image_io import Picture, to_pil
+from hvcompress.image_writing import to_pil
 from hvcompress.loading import load_model
+from hvcompress.picture import Picture
 
 GOLDEN = Path(__file__).parent / "golden"
 STRIDES = (64, 32, 16, 16, 16, 8, 8, 8)  # of the default model's layers

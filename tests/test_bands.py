@@ -15,8 +15,9 @@ from PIL import Image
 from hvcompress import container, plan
 from hvcompress.cli import main
 from hvcompress.errors import FormatError, LimitError, MismatchError, UsageError
-from hvcompress.image_io import Picture, read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.network import LatentLayer, dequantize, descend
+from hvcompress.picture import Picture
 from hvcompress.pixels import Features
 from hvcompress.rows import Rows, through
 

@@ -23,7 +23,7 @@ from hvcompress import container, errors
 from hvcompress.cli import main
 from hvcompress.console import exit_codes
 from hvcompress.errors import HvcompressError, MismatchError, UsageError
-from hvcompress.image_io import FORMATS
+from hvcompress.image_writing import FORMATS
 from hvcompress.jobs import Inputs, jobs_for
 from hvcompress.metadata import EXIF_PREFIX
 

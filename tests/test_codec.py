@@ -29,9 +29,10 @@ from hvcompress.errors import (
     ModelError,
     UsageError,
 )
-from hvcompress.image_io import Picture, read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.metrics import mean_squared_error
 from hvcompress.network import dequantize, descend
+from hvcompress.picture import Picture
 
 
 def reseal(data: bytes, change) -> bytes:

@@ -23,7 +23,7 @@ import hvcompress
 from hvcompress import batch, devices, forking, loading
 from hvcompress.cli import main
 from hvcompress.errors import DeviceError, FormatError, HvcompressError, HvcompressWarning, InputError
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = Path(hvcompress.__file__).parents[1]
@@ -226,7 +226,7 @@ import hashlib, json, os, signal, sys, threading, time
 import numpy as np, torch
 import hvcompress
 from hvcompress import loading
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 LIMIT = float(sys.argv[2])
 
 def in_child(work):
@@ -292,12 +292,12 @@ answers["there"] = {name: in_child(each) for name, each in work.items()}
 held, done = threading.Event(), threading.Event()
 def hold():
     "Another thread is loading a model, and another one reads a picture."
-    with loading._loading, hvcompress.image_io._opening:
+    with loading._loading, hvcompress.image_reading._opening:
         held.set()
         done.wait(LIMIT)
 threading.Thread(target=hold).start()
 held.wait(LIMIT)
-from hvcompress.image_io import image_bytes, to_pil
+from hvcompress.image_writing import image_bytes, to_pil
 png = image_bytes(to_pil(picture))
 answers["locks"] = in_child(lambda: [hvcompress.load_model(**dict(name_or_path=sys.argv[1], device="cpu")) is codec,
                                      digest(codec.encode(read_picture(png), 50).data)])

@@ -15,7 +15,8 @@ from hvcompress import plan
 from hvcompress.cli import main
 from hvcompress.deep import deep_bytes
 from hvcompress.errors import UsageError
-from hvcompress.image_io import Picture, read_picture
+from hvcompress.image_reading import read_picture
+from hvcompress.picture import Picture
 
 
 def read_png(data: bytes) -> tuple[np.ndarray, dict[bytes, bytes]]:

@@ -16,7 +16,7 @@ from hvcompress import effort
 from hvcompress.effort import lagrangian
 from hvcompress.errors import UsageError
 from hvcompress.exact import relaxed, to_values
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.model import Parts
 from hvcompress.network import dequantize, descend
 from hvcompress.pixels import to_tensor

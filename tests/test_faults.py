@@ -41,7 +41,7 @@ import os, signal, sys
 import fake_codec
 sys.modules["hvcompress.loading"] = fake_codec.module()
 from fake_codec import FakeCodec
-import hvcompress.cli, hvcompress.files as files, hvcompress.image_io as image_io
+import hvcompress.cli, hvcompress.files as files, hvcompress.image_reading as image_reading
 """
 
 
@@ -348,11 +348,11 @@ def test_a_picture_that_shrinks_while_it_is_read(here, suffix):
     """Between its header and its pixels; formats that could be mapped into memory would end in SIGBUS."""
     noise(here / ("a" + suffix), 300, 400)
     patch = f"""
-check = image_io._check_size
+check = image_reading._check_size
 def shrink(*arguments):
     os.truncate("a{suffix}", 20_000)
     return check(*arguments)
-image_io._check_size = shrink
+image_reading._check_size = shrink
 """
     done = command(patch, "encode", "a" + suffix)
     assert done.returncode == 3 and told(done).startswith(f"a{suffix}: the image is damaged or truncated")
@@ -380,11 +380,11 @@ def test_a_picture_that_vanishes(here, place, code):
     noise(here / "a.png")
     size = os.path.getsize("a.png")
     patch = f"""
-real = image_io.{place}
+real = image_reading.{place}
 def vanish(*arguments):
     os.unlink("a.png")
     return real(*arguments)
-image_io.{place} = vanish
+image_reading.{place} = vanish
 """
     done = command(patch, "encode", "a.png")
     assert done.returncode == code, done.stderr
@@ -501,7 +501,7 @@ def reset():
     pathlib.Path("whole.hvci").write_bytes(whole)
 
 pictures = sorted(map(str, pathlib.Path().glob("*.png")))
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 whole = codec.encode(read_picture("1.png"), 60).data
 results = {}
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -105,7 +105,7 @@ def test_other_instruction_sets(environment, tmp_path):
     script = (
         "import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); import test_golden as g, hvcompress\n"
         "codec = hvcompress.load_model(device='cpu')\n"
-        "from hvcompress.image_io import read_picture\n"
+        "from hvcompress.image_reading import read_picture\n"
         "picture = read_picture(g.GOLDEN / 'odd.png')\n"
         "pathlib.Path(sys.argv[2]).write_bytes(codec.encode(picture, 70, verify=False).data)\n"
         "print(json.dumps([g.digests(codec), codec.latent_digest(pathlib.Path(sys.argv[2]).read_bytes())]))"

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from hvcompress import loading
 from hvcompress.errors import FormatError
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.kernels import graphs
 from hvcompress.kernels.graphs import RecordedWalks
 

@@ -30,7 +30,7 @@ from hvcompress.container import (
     read_info,
 )
 from hvcompress.errors import FormatError, HvcompressError, LimitError, UnsupportedError
-from hvcompress.image_io import Picture
+from hvcompress.picture import Picture
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -22,8 +22,9 @@ from hvcompress.analysis.report import Rival, best_within, report
 from hvcompress.cli import main
 from hvcompress.container import read_info
 from hvcompress.errors import FormatError, InputError, OutputError, UsageError
-from hvcompress.image_io import Picture, to_pil
+from hvcompress.image_writing import to_pil
 from hvcompress.metrics import psnr
+from hvcompress.picture import Picture
 
 VOID = {"meta", "img", "input"}
 HOSTILE = "\"'><script>alert(1)</script>&amp;<img src=x onerror=alert(1)>{title}\n\x1b[31m\udcff.hvci"

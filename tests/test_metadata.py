@@ -15,7 +15,6 @@ from PIL import Image
 from hvcompress.cli import main
 from hvcompress.container import EXIF, ICC, XMP, pack, parse, read_info
 from hvcompress.errors import FormatError, HvcompressWarning, InputError
-from hvcompress.image_io import Picture
 from hvcompress.metadata import (
     MAX_BYTES,
     MAX_ICC_BYTES,
@@ -27,6 +26,7 @@ from hvcompress.metadata import (
     unpack_metadata,
     without_orientation,
 )
+from hvcompress.picture import Picture
 
 ORIENTATION, MAKER_NOTE, EXIF_IFD = 0x0112, 0x927C, 0x8769
 NOTE = b"CAMERA\0" + bytes(range(60))

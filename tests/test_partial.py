@@ -34,7 +34,7 @@ from hvcompress.container import (
     read_ends,
 )
 from hvcompress.errors import FormatError, HvcompressError, LimitError, ModelError, UnsupportedError
-from hvcompress.image_io import Picture
+from hvcompress.picture import Picture
 
 HEADER = Header(769, 513, False, 60, (3, 0, 0, 0, -2, 0, 1), b"abcd", b"hash")
 STREAMS = (b"1", b"", b"22" * 70, b"4444", b"", b"666666", b"7" * 300)

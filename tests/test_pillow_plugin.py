@@ -23,7 +23,7 @@ import hvcompress
 from hvcompress import pillow_plugin
 from hvcompress.container import MAGIC, Container, Header, pack, parse, read_info
 from hvcompress.errors import FormatError, HvcompressError, LimitError, ModelError, UnsupportedError, UsageError
-from hvcompress.image_io import Picture
+from hvcompress.picture import Picture
 from hvcompress.quality import offset_of, quality_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,8 @@ import hvcompress
 from hvcompress import container, errors, plan, work
 from hvcompress.errors import FormatError, LimitError, MismatchError, ModelError
 from hvcompress.exact import ExactConv2d
-from hvcompress.image_io import Picture
 from hvcompress.model import CONFIG, WEIGHTS, find_model, read_folder
+from hvcompress.picture import Picture
 from hvcompress.portable import Convolution, PortableDecoder
 from hvcompress.work import SMALL, Decoding
 

@@ -21,10 +21,10 @@ from hvcompress import container, plan, trellis
 from hvcompress.container import read_info
 from hvcompress.effort import LEVELS
 from hvcompress.errors import DeviceError, LimitError, MismatchError, ModelError, UsageError
-from hvcompress.image_io import Picture
 from hvcompress.machine import FAST_BITS, machine_of
 from hvcompress.metrics import psnr
 from hvcompress.model import CONFIG, WEIGHTS, find_model, read_folder
+from hvcompress.picture import Picture
 from hvcompress.pixels import to_tensor
 from hvcompress.portable_encoder import PortableEncoder, quantize
 from hvcompress.symbols import lanes_of

@@ -21,8 +21,8 @@ from hvcompress.analysis.rates import LayerRate, cubehelix, heat_maps, layer_rat
 from hvcompress.cli import main
 from hvcompress.entropy import TOTAL, LayerCoder, gaussian_tables, path_of
 from hvcompress.errors import MismatchError, UsageError
-from hvcompress.image_io import Picture
 from hvcompress.machine import machine_of
+from hvcompress.picture import Picture
 from hvcompress.quality import beta_of
 from hvcompress.scales import SCALE_LEVELS
 

@@ -14,7 +14,7 @@ from PIL import Image
 import hvcompress
 from hvcompress import plan
 from hvcompress.container import STATE_BITS
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.machine import machine_of
 from hvcompress.model import find_model
 

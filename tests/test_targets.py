@@ -22,8 +22,8 @@ import hvcompress
 from hvcompress import container
 from hvcompress.cli import _size, main
 from hvcompress.errors import MismatchError, TargetError, UsageError
-from hvcompress.image_io import Picture
 from hvcompress.metrics import psnr
+from hvcompress.picture import Picture
 from hvcompress.quality import LAMBDA_MAX, LAMBDA_MIN, LEVELS, MAX_OFFSET, lambda_of, layer_qualities, quality_of
 from hvcompress.targets import TOLERANCE, Goal, Target, Trial, encode_to, rate_of, search
 

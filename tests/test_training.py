@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hvcompress.errors import InputError, OutputError, UsageError
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.loading import load_model
 from hvcompress.rate import bits
 from hvcompress.training import __main__ as command_line

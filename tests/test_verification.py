@@ -15,7 +15,7 @@ from hvcompress import container, loading
 from hvcompress.cli import main
 from hvcompress.entropy import LayerCoder
 from hvcompress.errors import HvcompressError, MismatchError
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 from hvcompress.segments import LatentHash
 
 

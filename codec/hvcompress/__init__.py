@@ -117,8 +117,9 @@ def encode(
     MismatchError.
     """
     from .allocation import allocation_offsets
-    from .image_io import read_picture, stripped
+    from .image_reading import read_picture
     from .loading import load_model as load
+    from .picture import stripped
     from .quality import offsets_of
     from .targets import Target, encode_to, rate_of
 
@@ -160,7 +161,7 @@ def decode(
     Raises subclasses of HvcompressError: FormatError, UnsupportedError, LimitError, ModelError, DeviceError,
     MismatchError, UsageError.
     """
-    from .image_io import to_pil
+    from .image_writing import to_pil
     from .loading import codec_for
 
     data = file_bytes(data)
@@ -185,8 +186,8 @@ def decode_array(
     bits: 8 for uint8, or 16 for uint16, in which smooth parts have no steps; 65535 is then white, and opaque.
     Metadata are in what `decode` returns.
     """
-    from .image_io import samples
     from .loading import codec_for
+    from .picture import samples
 
     data = file_bytes(data)
     options = {"partial": partial, "bits": bits, "memory_limit": memory_limit, "progress": progress}

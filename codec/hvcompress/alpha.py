@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import FormatError
-from .image_io import opened
+from .image_reading import opened
 
 
 def pack_alpha(alpha: np.ndarray) -> bytes:

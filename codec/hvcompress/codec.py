@@ -23,7 +23,6 @@ from .effort import best_encoding, level_of
 from .entropy import LayerCoder
 from .errors import LimitError, UsageError, verification
 from .exact import ACTIVATION_BITS, ACTIVATION_LIMIT, to_values, use_tiles
-from .image_io import Picture
 from .kernels.copies import fetch, send
 from .kernels.graphs import RecordedWalks, cuda_recorder
 from .machine import TRAINED_BITS
@@ -31,6 +30,7 @@ from .metadata import unpack_icc, unpack_metadata
 from .model import ModelFolder, Parts, check_latents, check_made_with
 from .network import PIXEL_STRIDE, POSTERIOR_REACH, Encoder, Prior, dequantize, descend, scale_of
 from .packing import pack_picture
+from .picture import Picture
 from .pixels import Features, Painter
 from .plan import padded
 from .precision import autocast

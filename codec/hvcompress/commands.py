@@ -31,7 +31,7 @@ from .work import Decoding, Encoding, Outcome, Progress, decode_file, encode_fil
 
 if TYPE_CHECKING:
     from .analysis.rates import LayerRate
-    from .image_io import Picture
+    from .picture import Picture
 
 _SUM_MAP = ".sum.png"  # of the map that stands for all maps of an input
 
@@ -90,7 +90,7 @@ def encoding_of(args: argparse.Namespace) -> Task:
 def decoding_of(args: argparse.Namespace) -> Task:
     """Raises HvcompressError."""
     from .deep import check_deep_suffix
-    from .image_io import check_suffix
+    from .image_writing import check_suffix
 
     check_summary(args.summary)
     suffix = "." + args.format.lower().lstrip(".") if args.format else None
@@ -204,7 +204,7 @@ def _read_compressed_or_picture(source: str) -> bytes | Picture:
     data = read_file(source, b"") if piped else read_compressed(source)
     if data.startswith(MAGIC):
         return data
-    from .image_io import read_picture
+    from .image_reading import read_picture
 
     return read_picture(data if piped or source == STANDARD else source)
 
@@ -214,7 +214,7 @@ def _draw_maps(rates: list[LayerRate], info: FileInfo, maps: list[Job], force: b
     from PIL import Image
 
     from .analysis.rates import heat_maps
-    from .image_io import image_bytes
+    from .image_writing import image_bytes
 
     drawn = []
     for made, heat in zip(maps, heat_maps(rates, info.height, info.width), strict=True):
@@ -267,7 +267,7 @@ def inspect_command(args: argparse.Namespace) -> int:
     jobs = jobs_for(Inputs([args.input], args.output), ".html")
 
     def work(job: Job, progress: Progress) -> Outcome:
-        from .image_io import read_picture
+        from .image_reading import read_picture
 
         check(job, args.force)
         if args.original is not None and same_file(args.original, job.output):
@@ -377,7 +377,7 @@ def _test_picture() -> Picture:
     """A smooth picture of odd size with an alpha plane."""
     import numpy as np
 
-    from .image_io import Picture
+    from .picture import Picture
 
     y, x = np.mgrid[0:93, 0:131]
     waves = [np.sin(x / 17 + phase) * np.cos(y / 23 - phase) for phase in (0.0, 0.7, 1.4)]

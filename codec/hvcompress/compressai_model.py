@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import load_model
 from .errors import UsageError
-from .image_io import Picture
+from .picture import Picture
 
 
 def _torchvision_anyway() -> torch.library.Library | None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from .errors import UsageError
-from .image_io import PNG_XMP, Picture, samples
+from .image_writing import PNG_XMP
+from .picture import Picture, samples
 
 SUFFIXES = (".png", ".ppm")
 _BAND = 1 << 18  # pixels that are made ready at a time

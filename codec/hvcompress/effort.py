@@ -26,11 +26,11 @@ import torch
 from . import container
 from .errors import UsageError
 from .exact import relaxed
-from .image_io import Picture
 from .machine import FAST_BITS
 from .metrics import mean_squared_error
 from .model import Parts
 from .network import MAX_STRIDE, Encoder
+from .picture import Picture
 from .pixels import to_tensor
 from .plan import padded
 from .precision import autocast

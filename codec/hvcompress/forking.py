@@ -10,7 +10,7 @@ from functools import lru_cache
 # Those of the whole process.
 _LOCKS = {
     "batch": ["_sharing"],
-    "image_io": ["_opening"],
+    "image_reading": ["_opening"],
     "kernels.graphs": ["_recording"],
     "loading": ["_loading"],
 }
@@ -49,6 +49,6 @@ def _repair() -> None:
     plan = sys.modules.get(f"{__package__}.plan")
     if plan is not None:
         plan.forget_holders()
-    image_io = sys.modules.get(f"{__package__}.image_io")
-    if image_io is not None:
-        image_io.forget_readers()
+    image_reading = sys.modules.get(f"{__package__}.image_reading")
+    if image_reading is not None:
+        image_reading.forget_readers()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from . import container
 from .alpha import pack_alpha
 from .container import Container, Header
-from .image_io import Picture
 from .metadata import pack_icc, pack_metadata
+from .picture import Picture
 
 
 def pack_picture(

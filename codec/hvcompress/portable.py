@@ -18,9 +18,9 @@ from .alpha import unpack_alpha
 from .container import Container
 from .entropy import LayerCoder
 from .errors import ModelError
-from .image_io import Picture
 from .metadata import unpack_icc, unpack_metadata
 from .model import ModelFolder, check_latents, check_made_with, read_decoder, split_tables
+from .picture import Picture
 from .plan import padded
 from .quality import layer_qualities
 from .self_test import QUALITIES, SIDES, SelfTest

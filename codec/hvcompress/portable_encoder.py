@@ -15,10 +15,10 @@ import numpy as np
 from . import container, plan
 from .batch import cores
 from .errors import DeviceError, ModelError, verification
-from .image_io import Picture
 from .machine import FAST_BITS, machine_of
 from .model import CONFIG, ModelFolder, read_encoder
 from .packing import pack_picture
+from .picture import Picture
 from .plan import MAX_STRIDE, padded
 from .portable import Arrays, PortableDecoder, Prior, convolved, descend
 from .quality import checked_offsets, interpolation, layer_qualities

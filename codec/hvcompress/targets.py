@@ -24,7 +24,7 @@ from .quality import LEVELS, MAX_OFFSET, is_whole, quality_of
 
 if TYPE_CHECKING:
     from .codec import Codec
-    from .image_io import Picture
+    from .picture import Picture
 
 TOLERANCE = math.log(1.01)  # 1 % of the size, or of the squared error (0.04 dB)
 QUALITY = 60  # where nothing else is asked for

@@ -27,8 +27,8 @@ from .plan import padded
 from .targets import Target, encode_to
 
 if TYPE_CHECKING:
-    from .image_io import Picture
     from .model import ModelFolder
+    from .picture import Picture
 
 SMALL = 1 << 17  # pixels, with padding, that numpy codes before torch, which has to be imported first, has done so
 Progress = Callable[[int, int], None]  # is told how many of how many steps are done, from 0
@@ -90,8 +90,9 @@ class Outcome:
 
 def encode_file(options: Encoding, job: Job, progress: Progress | None = None) -> Outcome:
     """Raises HvcompressError."""
-    from .image_io import read_picture, stripped
+    from .image_reading import read_picture
     from .metrics import psnr
+    from .picture import stripped
 
     if options.update and (found := _found(options, job)) is not None:
         return found
@@ -138,7 +139,8 @@ def _encoded(options: Encoding, picture: Picture, progress: Progress | None) -> 
 def decode_file(options: Decoding, job: Job, progress: Progress | None = None) -> Outcome:
     """Raises HvcompressError."""
     from .deep import check_deep_suffix, deep_bytes
-    from .image_io import check_suffix, image_bytes, stripped, to_pil
+    from .image_writing import check_suffix, image_bytes, to_pil
+    from .picture import stripped
 
     if options.update and _is_newer(job):
         return Outcome(job.source, job.output, UP_TO_DATE)

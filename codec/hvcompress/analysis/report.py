@@ -18,8 +18,9 @@ from ..codec import Codec
 from ..console import shown
 from ..container import FileInfo, read_info
 from ..errors import UsageError
-from ..image_io import Picture, to_pil
+from ..image_writing import to_pil
 from ..metrics import psnr
+from ..picture import Picture
 from ..quality import beta_of
 from .rates import LayerRate, heat_maps, layer_rates
 

@@ -1,78 +1,30 @@
-"""Pictures in and out: everything between Pillow, image files and the plain 8-bit arrays that the codec works on."""
+"""Image files, Pillow images and arrays -> pictures."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from .container import MAGIC, MAX_PIXELS, check_size
-from .errors import InputError, LimitError, OutputError, UsageError
+from .errors import InputError, LimitError
 from .files import open_file, reason
 from .forking import prepare_for_fork
-from .metadata import EXIF_PREFIX, clean_exif, clean_xmp, without_orientation
+from .metadata import clean_exif, clean_xmp
+from .picture import Picture
 from .plan import check_memory, needed_memory
+from .tiff import describing
 
-# Suffix -> Pillow's name of the format and how to save. Decoding adds no second loss, except to JPEG; AVIF has another
-# colour space, which costs up to three levels (gray and alpha come back exactly). Speed 8 takes a quarter of the time
-# of 6, the default, for 2 % more bytes.
-FORMATS: dict[str, tuple[str, dict]] = {
-    ".png": ("PNG", {}),
-    ".ppm": ("PPM", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".bmp": ("BMP", {}),
-    ".avif": ("AVIF", {"quality": 100, "speed": 8}),
-}
-_OPAQUE_FORMATS = ("PPM", "JPEG", "BMP")  # these cannot store transparency, or few readers honour it
-
-# What a TIFF file's directory says about the picture, and not about how the file stores it: description, camera,
-# resolution, software, time, author, copyright, and the directories of EXIF and GPS.
-_DESCRIBING = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
-_DIRECTORIES = (0x8769, 0x8825)
-_INTEROPERABILITY = 0xA005  # an offset, to a directory in the directory of EXIF
-_ORIENTATION, _TIFF_XMP = 0x0112, 700
-PNG_XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # what comes before a packet in a chunk iTXt
-_JPEG_SEGMENT = 65533  # bytes of data
-
+_ORIENTATION = 0x0112  # EXIF's tag
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-
 _BAND = 1 << 18  # pixels that are converted at a time: a large picture is never in memory twice for that
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as the codec sees it."""
-
-    pixels: np.ndarray  # (H, W, 3) uint8 RGB; gray is replicated; a decoded picture may be uint16
-    gray: bool = False  # came from a gray image; is returned as mode "L"
-    alpha: np.ndarray | None = None  # (H, W) uint8, kept losslessly
-    icc: bytes | None = None  # ICC profile
-    exif: bytes | None = None  # from the TIFF header on (`metadata.clean_exif`); the pixels are upright already
-    xmp: bytes | None = None  # XMP packet
-
-
-def stripped(picture: Picture, metadata: bool, profile: bool) -> Picture:
-    """Without EXIF and XMP, and without ICC profile: its colours are then taken for sRGB."""
-    if metadata:
-        picture = replace(picture, exif=None, xmp=None)
-    return replace(picture, icc=None) if profile else picture
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# In
 
 
 def read_picture(
@@ -361,25 +313,11 @@ def _exif_of(image: Image.Image) -> bytes | None:
         if exif is None and isinstance(text, str):  # ImageMagick's way in PNG
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
         if exif is None and hasattr(image, "tag_v2"):  # TIFF
-            found = _describing(image.getexif())
+            found = describing(image.getexif())
             exif = found.tobytes() if len(found) else None
         return clean_exif(bytes(exif)) if exif else None
     except Exception:  # damaged
         return None
-
-
-def _describing(exif: Image.Exif) -> Image.Exif:
-    """What of a TIFF directory goes with the picture into another file."""
-    found = Image.Exif()
-    for tag in _DESCRIBING:
-        if tag in exif:
-            found[tag] = exif[tag]
-    for tag in _DIRECTORIES:
-        values = {key: value for key, value in exif.get_ifd(tag).items() if key != _INTEROPERABILITY}
-        if values:
-            found.get_ifd(tag).update(values)
-            found[tag] = values
-    return found
 
 
 def _xmp_of(image: Image.Image) -> bytes | None:
@@ -400,152 +338,3 @@ def _cmyk_conversion(icc: bytes | None) -> Callable[[Image.Image], Image.Image] 
 def _fitting(icc: bytes | None, space: bytes) -> bytes | None:
     """The profile, if it describes the colour space that we keep (bytes 16..19 of its header)."""
     return bytes(icc) if isinstance(icc, bytes) and len(icc) >= 128 and icc[16:20] == space else None
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Out
-
-
-def samples(picture: Picture, rows: slice = slice(None)) -> np.ndarray:
-    """Those rows as an array (H, W) of a gray picture or (H, W, 3), with one plane more where there is alpha.
-
-    In the type of the pixels, to whose range alpha is widened: 16 bits of opaque are 65535.
-    """
-    planes = picture.pixels[rows, :, :1] if picture.gray else picture.pixels[rows]
-    if picture.alpha is not None:  # else, of large pictures, no needless copy
-        alpha = picture.alpha[rows, :, None]
-        alpha = alpha if planes.dtype == np.uint8 else alpha.astype(np.uint16) * 257
-        planes = np.concatenate((planes, alpha), axis=2)
-    return np.ascontiguousarray(planes[..., 0] if planes.shape[2] == 1 else planes)
-
-
-def to_pil(picture: Picture) -> Image.Image:
-    """As a Pillow image of mode L, LA, RGB or RGBA.
-
-    With its profile in `info["icc_profile"]`, EXIF data in `info["exif"]` and XMP in `info["xmp"]`, if there are any.
-    """
-    image = Image.fromarray(samples(picture))
-    if picture.icc is not None:
-        image.info["icc_profile"] = picture.icc
-    if picture.exif is not None:
-        image.info["exif"] = EXIF_PREFIX + picture.exif
-    if picture.xmp is not None:
-        image.info["xmp"] = picture.xmp
-    return image
-
-
-def check_suffix(suffix: str) -> str:
-    """The suffix in lower case. Raises UsageError where we do not write such files, or this Pillow cannot."""
-    if suffix.lower() not in FORMATS:
-        raise UsageError(f"cannot write {suffix or 'a file without suffix'!r}; known are {' '.join(FORMATS)}")
-    if suffix.lower() == ".avif" and not features.check_module("avif"):
-        raise UsageError("cannot write '.avif' with a Pillow that was built without AVIF")
-    return suffix.lower()
-
-
-def image_bytes(image: Image.Image | Picture, suffix: str = ".png") -> bytes:
-    """The image as a file of the kind that the suffix names: lossless, but for .jpg, and nearly for .avif.
-
-    Profile, EXIF and XMP of the image's `info` go with it where the format holds them: not in .ppm and .bmp, and EXIF
-    and XMP of more than 64 KiB not in .jpg. A picture goes into .ppm without a copy in Pillow.
-
-    Raises UsageError for an unknown suffix and for transparency in a format that has none, OutputError where the
-    format cannot hold the image (WebP is limited to 16383 pixels a side, JPEG to 65500).
-    """
-    suffix = check_suffix(suffix)
-    name, options = FORMATS[suffix]
-    if isinstance(image, Picture):
-        if name == "PPM" and image.alpha is None:
-            return _ppm_bytes(image)
-        image = to_pil(image)
-    if name in _OPAQUE_FORMATS and image.has_transparency_data:
-        raise UsageError(f"{suffix} does not store transparency; .png, .webp, .tif and .avif do")
-    icc = image.info.get("icc_profile")
-    if name == "WEBP" and image.mode in ("L", "LA") or name == "AVIF" and image.mode == "LA":
-        icc = None  # gray becomes RGB there, which the profile of a gray image does not describe
-    if name == "AVIF" and image.mode != "L":
-        options = options | {"subsampling": "4:4:4"}
-    options = options | {"icc_profile": icc}
-    exif, xmp = clean_exif(image.info.get("exif")), clean_xmp(image.info.get("xmp"))
-    try:
-        if exif is not None or xmp is not None:
-            # Pillow parses EXIF data for some formats, and they may be damaged where it looks. Better without, then.
-            with contextlib.suppress(Exception):
-                return _saved_with_metadata(image, name, options, exif, xmp)
-        return _saved(image, name, options)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"the picture cannot be stored as {suffix}: {reason(error)}") from error
-
-
-def _saved(image: Image.Image, name: str, options: dict) -> bytes:
-    out = io.BytesIO()
-    image.save(out, name, **options)
-    return out.getvalue()
-
-
-def _saved_with_metadata(image: Image.Image, name: str, options: dict, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """exif, xmp: clean."""
-    if name == "TIFF":
-        return _tiff_with_metadata(image, options, exif, xmp)
-    if name in ("PPM", "BMP"):
-        return _saved(image, name, options)
-    if name == "AVIF" and exif is not None:  # the format has an orientation of its own, and Pillow would write all anew
-        exif = without_orientation(exif)
-    if name == "JPEG" and exif is not None:
-        exif = EXIF_PREFIX + exif
-    if exif is not None and (name != "JPEG" or len(exif) <= _JPEG_SEGMENT):
-        options = options | {"exif": exif}
-    if xmp is not None and name == "PNG":
-        text = PngImagePlugin.PngInfo()
-        text.add(b"iTXt", PNG_XMP + xmp)
-        options = options | {"pnginfo": text}
-    elif xmp is not None and (name != "JPEG" or len(xmp) <= _JPEG_SEGMENT - 29):  # less the name of the segment
-        options = options | {"xmp": xmp}
-    return _saved(image, name, options)
-
-
-def _tiff_with_metadata(image: Image.Image, options: dict, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """EXIF data lie in a TIFF file's own directory, and in two more that it names."""
-    tags = Image.Exif()
-    if exif is not None:
-        with contextlib.suppress(Exception):
-            given = Image.Exif()
-            given.load(exif)
-            tags = _describing(given)
-    directories = {tag: tags.pop(tag) for tag in _DIRECTORIES if tag in tags}
-    if xmp is not None:
-        tags[_TIFF_XMP] = xmp
-    data = _saved(image, "TIFF", options | {"exif": tags})
-    with contextlib.suppress(Exception):  # values that cannot be written
-        return _with_directories(data, directories) if directories else data
-    return data
-
-
-def _with_directories(data: bytes, directories: dict[int, dict]) -> bytes:
-    """A TIFF file with two more directories, which Pillow cannot write into a compressed one.
-
-    Both are appended, and then the first directory once more, now with their entries.
-    """
-    order = "<" if data[:2] == b"II" else ">"
-    made = TiffImagePlugin.ImageFileDirectory_v2(ifh=data[:8])
-    for tag, values in directories.items():
-        made[tag] = values
-    data += b"\0" * (len(data) % 2)
-    added = made.tobytes(len(data))
-    added += b"\0" * (len(added) % 2)
-
-    def entries(directory: bytes, offset: int) -> list[bytes]:
-        count = struct.unpack_from(order + "H", directory, offset)[0]
-        return [directory[e : e + 12] for e in range(offset + 2, offset + 2 + 12 * count, 12)]
-
-    found = entries(data, struct.unpack_from(order + "I", data, 4)[0]) + entries(added, 0)
-    found.sort(key=lambda entry: struct.unpack_from(order + "H", entry)[0])
-    first = struct.pack(order + "H", len(found)) + b"".join(found) + bytes(4)
-    return b"".join((data[:4], struct.pack(order + "I", len(data) + len(added)), data[8:], added, first))
-
-
-def _ppm_bytes(picture: Picture) -> bytes:
-    height, width = picture.pixels.shape[:2]
-    values = picture.pixels[..., 0] if picture.gray else picture.pixels
-    head = b"P%d\n%d %d\n255\n" % (5 if picture.gray else 6, width, height)
-    return b"".join((head, np.ascontiguousarray(values).data))

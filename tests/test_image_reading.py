@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import errno
 import io
-import os
-import stat
 import struct
 import subprocess
 import sys
@@ -11,20 +8,19 @@ import threading
 import types
 import warnings
 import zlib
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, features
-from test_metadata import NOTE, XMP_PACKET, exif_data, thumbnail
+from test_metadata import XMP_PACKET, exif_data, thumbnail
 
-from hvcompress import image_io, plan
+from hvcompress import image_reading, plan
 from hvcompress.container import MAX_PIXELS
-from hvcompress.errors import InputError, LimitError, OutputError, UsageError
-from hvcompress.files import read_file, write_atomically
-from hvcompress.image_io import FORMATS, Picture, check_suffix, image_bytes, read_picture, to_pil
-from hvcompress.metadata import EXIF_PREFIX, clean_exif, clean_xmp
+from hvcompress.errors import InputError, LimitError
+from hvcompress.files import read_file
+from hvcompress.image_reading import read_picture
+from hvcompress.image_writing import image_bytes, to_pil
+from hvcompress.metadata import EXIF_PREFIX, clean_exif
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (13, 9, 3), dtype=np.uint8)
@@ -254,7 +250,7 @@ def test_bands_are_seamless(mode, orientation, monkeypatch):
     whole = read_picture(image)
     assert whole.pixels.shape == ((13, 9, 3) if orientation == 1 else (9, 13, 3))
     for size in (1, 20):
-        monkeypatch.setattr(image_io, "_BAND", size)
+        monkeypatch.setattr(image_reading, "_BAND", size)
         banded = read_picture(image)
         assert np.array_equal(banded.pixels, whole.pixels)
         assert whole.alpha is banded.alpha is None or np.array_equal(banded.alpha, whole.alpha)
@@ -518,7 +514,7 @@ def test_a_header_takes_no_memory():
     program = f"""
 import resource
 from hvcompress.errors import LimitError
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 
 def peak():  # on Linux ru_maxrss begins at the peak of whoever started this process
     if {sys.platform == "linux"}:
@@ -571,7 +567,7 @@ def test_reading_takes_one_copy_of_each_kind(kind, orientation, most, tmp_path):
     program = f"""
 import io, re
 from PIL import Image
-from hvcompress.image_io import read_picture
+from hvcompress.image_reading import read_picture
 
 def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
@@ -597,9 +593,9 @@ def test_pillows_own_limit_neither_matters_nor_changes(monkeypatch):
             assert read_picture(source).pixels.shape == RGB.shape
             assert Image.MAX_IMAGE_PIXELS == 10
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # as where a process was forked while a thread was reading
-    image_io._readers.append(10)
-    image_io.forget_readers()
-    assert Image.MAX_IMAGE_PIXELS == 10 and not image_io._readers
+    image_reading._readers.append(10)
+    image_reading.forget_readers()
+    assert Image.MAX_IMAGE_PIXELS == 10 and not image_reading._readers
     with pytest.raises(InputError):
         read_picture(b"nothing")
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -621,323 +617,3 @@ def test_many_threads_may_read_at_once():
     for thread in threads:
         thread.join()
     assert not failures and Image.MAX_IMAGE_PIXELS == before
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Out
-
-
-@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix not in (".jpg", ".jpeg", ".avif")])
-def test_written_files_are_lossless(suffix):
-    for array in (RGB, GRAY):
-        back = Image.open(io.BytesIO(image_bytes(to_pil(read_picture(array)), suffix)))
-        assert np.array_equal(np.asarray(back.convert("RGB")), read_picture(array).pixels)
-    gray_alpha = Image.merge("LA", (Image.fromarray(GRAY), Image.fromarray(RGBA[..., 3])))
-    for image in (Image.fromarray(RGBA), gray_alpha):
-        if suffix in (".ppm", ".bmp"):
-            with pytest.raises(UsageError, match="transparency"):
-                image_bytes(image, suffix)
-        else:
-            back = Image.open(io.BytesIO(image_bytes(image, suffix)))
-            assert np.array_equal(np.asarray(back.convert("RGBA")), np.asarray(image.convert("RGBA")))
-
-
-def test_jpeg_comes_close_and_has_no_alpha():
-    smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))
-    for array in (smooth, smooth[..., 0]):
-        back = Image.open(io.BytesIO(image_bytes(Image.fromarray(np.ascontiguousarray(array)), ".JPG")))
-        assert np.abs(np.asarray(back).astype(int) - array).max() <= 3
-    with pytest.raises(UsageError, match="transparency"):
-        image_bytes(Image.fromarray(RGBA), ".jpg")
-
-
-@needs_avif
-def test_avif_is_nearly_lossless():
-    """Its YCbCr costs colours up to three levels; gray and alpha come back exactly."""
-    for array in (RGB, RGBA, GRAY):
-        picture = read_picture(array)
-        back = read_picture(image_bytes(picture, ".avif"))
-        assert np.abs(back.pixels.astype(int) - picture.pixels).max() <= (0 if picture.gray else 3)
-        assert array is not RGBA or np.array_equal(back.alpha, picture.alpha)
-    gray_alpha = Image.merge("LA", (Image.fromarray(GRAY), Image.fromarray(RGBA[..., 3])))
-    back = Image.open(io.BytesIO(image_bytes(gray_alpha, ".avif")))
-    assert np.array_equal(np.asarray(back.convert("LA")), np.asarray(gray_alpha))
-
-
-def test_without_avif_it_is_told(monkeypatch):
-    monkeypatch.setitem(features.modules, "avif", ("PIL._nothing", None))
-    with pytest.raises(UsageError, match=r"cannot write '\.avif' with a Pillow that was built without AVIF"):
-        check_suffix(".AVIF")
-
-
-@pytest.mark.parametrize("gray", [True, False])
-def test_ppm_is_written_and_read_without_pillow(gray, monkeypatch):
-    picture = read_picture(GRAY if gray else RGB)
-    expected = saved(to_pil(picture), "PPM")
-    monkeypatch.setattr(image_io, "to_pil", lambda picture: pytest.fail("a copy was made"))
-    if not gray:
-        monkeypatch.setattr(Image.core, "new", lambda *a: pytest.fail("a copy was made"))
-    assert image_bytes(picture, ".ppm") == expected
-    back = read_picture(expected)
-    assert np.array_equal(back.pixels, picture.pixels) and back.pixels.flags.writeable and back.gray == gray
-    with pytest.raises(InputError, match="damaged or truncated"):
-        read_picture(expected[:-1])
-
-
-def test_ppm_with_alpha_is_refused_all_the_same():
-    with pytest.raises(UsageError, match="transparency"):
-        image_bytes(read_picture(RGBA), ".ppm")
-
-
-def test_other_kinds_of_ppm():
-    plain = b"P3 # comment\n3 1 255\n1 2 3  4 5 6  255 254 253\n"
-    assert read_picture(plain).pixels.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 254, 253]]]
-    assert read_picture(b"P6\n# comment\n1 1\n15\n\x0f\x00\x05").pixels.tolist() == [[[255, 0, 85]]]
-    assert read_picture(b"P4\n8 1\n\x0f").pixels[0, :, 0].tolist() == [255] * 4 + [0] * 4
-
-
-def test_profiles_travel_through_files():
-    for suffix in (".png", ".jpg", ".webp", ".tif") + (".avif",) * AVIF:
-        data = image_bytes(to_pil(Picture(RGB, icc=SRGB)), suffix)
-        assert read_picture(data).icc == SRGB
-    gray = to_pil(Picture(np.stack([GRAY] * 3, axis=2), gray=True, icc=profile(b"GRAY")))
-    assert read_picture(image_bytes(gray, ".png")).icc == profile(b"GRAY")
-    assert "icc_profile" not in Image.open(io.BytesIO(image_bytes(gray, ".webp"))).info
-
-
-@pytest.mark.parametrize("gray", [True, False])
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", pytest.param(".avif", marks=needs_avif)])
-def test_metadata_travel_through_files(suffix, gray):
-    picture = replace(read_picture(GRAY if gray else RGB), exif=clean_exif(exif_data()), xmp=clean_xmp(XMP_PACKET))
-    data = image_bytes(picture, suffix)
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    assert image.getexif()[0x010F] == "Mak3r X" and image.getexif().get(0x0112, 1) == 1
-    assert image.getexif().get_ifd(0x8769)[0x927C] == NOTE
-    assert image.info["xmp"] == picture.xmp
-    again = read_picture(data)
-    assert again.pixels.shape == picture.pixels.shape and again.xmp == picture.xmp
-    # Patched, not written anew: the camera's notes are where they were.
-    assert again.exif.index(NOTE) == picture.exif.index(NOTE)
-    if suffix != ".avif":
-        assert again.exif == picture.exif
-
-
-def test_metadata_in_tiff():
-    """There the file's own directory holds them, so they are written anew, and only what describes the picture."""
-    hostile = Image.Exif()
-    hostile[0x010F], hostile[0x0106], hostile[0x0111], hostile[0x0116], hostile[0x0112] = "Maker", 0, 7, 1, 6
-    hostile.get_ifd(0x8769)[0x9003] = "2024:01:02 03:04:05"
-    hostile.get_ifd(0x8825)[1] = "N"
-    for array in (GRAY, RGB, RGBA):
-        picture = replace(read_picture(array), exif=clean_exif(hostile.tobytes()), xmp=clean_xmp(XMP_PACKET))
-        data = image_bytes(picture, ".tif")
-        back = read_picture(data)
-        assert np.array_equal(back.pixels, picture.pixels) and back.xmp == picture.xmp
-        exif = to_pil(back).getexif()
-        assert exif[0x010F] == "Maker" and exif.get(0x0112, 1) == 1 and 0x0111 not in exif
-        assert exif.get_ifd(0x8769)[0x9003] == "2024:01:02 03:04:05" and exif.get_ifd(0x8825)[1] == "N"
-        assert read_picture(image_bytes(back, ".png")).exif == back.exif
-    plain = image_bytes(read_picture(RGB), ".tif")
-    assert read_picture(plain).exif is None and read_picture(plain).xmp is None
-    alone = image_bytes(replace(read_picture(RGB), xmp=XMP_PACKET), ".tif")
-    assert read_picture(alone).exif is None and read_picture(alone).xmp == clean_xmp(XMP_PACKET)
-
-
-@pytest.mark.parametrize("suffix", [".ppm", ".bmp"])
-def test_formats_without_room_for_metadata(suffix):
-    picture = replace(read_picture(RGB), icc=SRGB, exif=clean_exif(exif_data()), xmp=XMP_PACKET)
-    assert read_picture(image_bytes(picture, suffix)).exif is None
-    assert np.array_equal(read_picture(image_bytes(picture, suffix)).pixels, RGB)
-
-
-def test_what_is_too_long_for_jpeg_is_left_out_of_it():
-    note = RNG.bytes(70000)
-    picture = replace(read_picture(RGB), exif=clean_exif(exif_data() + note), xmp=b"x" * 70000)
-    back = read_picture(image_bytes(picture, ".jpg"))
-    assert back.exif is None and back.xmp is None
-    back = read_picture(image_bytes(replace(picture, xmp=XMP_PACKET), ".jpg"))
-    assert back.exif is None and back.xmp == clean_xmp(XMP_PACKET)
-    most = clean_exif(exif_data() + note)[: 65533 - 6]
-    assert read_picture(image_bytes(replace(picture, exif=most), ".jpg")).exif == most
-    for suffix in (".png", ".webp"):
-        back = read_picture(image_bytes(picture, suffix))
-        assert (back.exif, back.xmp) == (picture.exif, picture.xmp)
-
-
-@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".avif" or AVIF])
-@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on the damage
-def test_hostile_metadata_do_not_hinder_writing(suffix):
-    rng = np.random.default_rng(11)
-    for _ in range(15):
-        damaged = bytearray(exif_data("<>"[rng.integers(2)], small=b"\xff\xd8more"))
-        for _ in range(4):
-            damaged[rng.integers(10, len(damaged))] = rng.integers(256)
-        picture = replace(read_picture(RGB), exif=clean_exif(bytes(damaged)), xmp=rng.bytes(50))
-        assert read_picture(image_bytes(picture, suffix)).pixels.shape == RGB.shape
-
-
-def test_a_pillow_image_has_the_metadata_as_pillow_itself_would():
-    picture = replace(read_picture(RGB), exif=clean_exif(exif_data()), xmp=XMP_PACKET)
-    image = to_pil(picture)
-    assert image.getexif()[0x010F] == "Mak3r X" and image.info["xmp"] == XMP_PACKET
-    assert read_picture(saved(image, "JPEG", exif=image.info["exif"])).exif == picture.exif
-    assert (read_picture(image).exif, read_picture(image).xmp) == (picture.exif, clean_xmp(XMP_PACKET))
-    assert not {"exif", "xmp", "icc_profile"} & to_pil(read_picture(RGB)).info.keys()
-
-
-def test_unknown_suffixes_and_what_a_format_cannot_hold():
-    for suffix in (".gif", "", "png", ".hvci"):
-        with pytest.raises(UsageError, match="cannot write"):
-            image_bytes(Image.fromarray(RGB), suffix)
-    assert check_suffix(".PNG") == ".png"
-    with pytest.raises(OutputError, match=r"\.webp"):
-        image_bytes(Image.new("RGB", (16384, 1)), ".webp")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Atomic writes
-
-
-def test_a_new_file(tmp_path):
-    path = tmp_path / "ünï çode and space"
-    write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == [path.name]
-
-
-def test_overwriting_is_asked_for(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    with pytest.raises(UsageError, match="exists"):
-        write_atomically(path, b"new", overwrite=False)
-    assert path.read_bytes() == b"old"
-    write_atomically(path, b"new", overwrite=True)
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
-
-
-def test_the_longest_name_works(tmp_path):
-    path = tmp_path / ("n" * 255)
-    write_atomically(path, b"x", overwrite=False)
-    assert path.read_bytes() == b"x"
-
-
-def test_a_relative_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_atomically("-a", b"x", overwrite=False)
-    assert os.listdir() == ["-a"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-def test_permissions_follow_the_umask_or_the_old_file(tmp_path):
-    umask = os.umask(0o027)
-    try:
-        write_atomically(tmp_path / "new", b"x", overwrite=False)
-    finally:
-        os.umask(umask)
-    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o640
-    os.chmod(tmp_path / "new", 0o600)
-    write_atomically(tmp_path / "new", b"y", overwrite=True)
-    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o600
-
-
-@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
-def test_symbolic_links_are_followed(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder" / "target")
-    write_atomically(tmp_path / "link", b"1", overwrite=False)
-    write_atomically(tmp_path / "link", b"2", overwrite=True)
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "folder" / "target").read_bytes() == b"2"
-    assert os.listdir(tmp_path / "folder") == ["target"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no /dev/null")
-def test_devices_and_pipes_are_written_to_and_never_replaced(tmp_path):
-    write_atomically("/dev/null", b"x" * 10, overwrite=True)
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    os.mkfifo(tmp_path / "pipe")
-    received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_bytes()))
-    reader.start()
-    write_atomically(tmp_path / "pipe", b"through", overwrite=False)
-    reader.join()
-    assert received == [b"through"] and os.listdir(tmp_path) == ["pipe"]
-
-
-def test_missing_folder_folder_as_file_and_odd_names(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "none" / "a", tmp_path / "file" / "a", "a\0b", tmp_path / ("n" * 300)):
-        with pytest.raises(OutputError, match="cannot write"):
-            write_atomically(path, b"x", overwrite=False)
-    (tmp_path / "folder").mkdir()
-    for overwrite in (True, False):
-        with pytest.raises((OutputError, UsageError)):
-            write_atomically(tmp_path / "folder", b"x", overwrite=overwrite)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_folder_without_permission(tmp_path):
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(OutputError, match="ermission"):
-            write_atomically(tmp_path / "a", b"x", overwrite=False)
-    finally:
-        tmp_path.chmod(0o700)
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
-@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failure_at_any_step_leaves_the_old_file_alone(tmp_path, monkeypatch, step, overwrite, problem):
-    path = tmp_path / "a"
-    if overwrite:
-        path.write_bytes(b"old")
-
-    def fail(*args, **kwargs):
-        raise problem
-
-    if step == "replace":
-        monkeypatch.setattr(os, "link", fail)
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises((OutputError, KeyboardInterrupt)) as caught:
-        write_atomically(path, b"new", overwrite=overwrite)
-    monkeypatch.undo()
-    assert caught.type is KeyboardInterrupt or "No space left on device".lower() in str(caught.value).lower()
-    assert os.listdir(tmp_path) == (["a"] if overwrite else [])
-    assert not overwrite or path.read_bytes() == b"old"
-
-
-def test_without_hard_links_there_is_another_way(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    write_atomically(tmp_path / "a", b"x", overwrite=False)
-    assert (tmp_path / "a").read_bytes() == b"x" and os.listdir(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_appears_meanwhile_is_not_clobbered(tmp_path, monkeypatch, links):
-    path, fsync, link = tmp_path / "a", os.fsync, os.link
-
-    def meanwhile(descriptor: int) -> None:
-        fsync(descriptor)
-        path.write_bytes(b"theirs")
-
-    def linked(*args, **options) -> None:
-        if not links:
-            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-        link(*args, **options)
-
-    monkeypatch.setattr(os, "fsync", meanwhile)
-    monkeypatch.setattr(os, "link", linked)
-    with pytest.raises(UsageError, match="exists"):
-        write_atomically(path, b"ours", overwrite=False)
-    assert path.read_bytes() == b"theirs" and os.listdir(tmp_path) == ["a"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_device_is_an_output_error():
-    with pytest.raises(OutputError, match="space"):
-        write_atomically(Path("/dev/full"), b"x", overwrite=True)
