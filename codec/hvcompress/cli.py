@@ -97,7 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
     lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
     lines += ["exit codes (of several files that fail, the first decides):"]
     lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
-    lines += ["", "environment: HVCOMPRESS_MODELS, a folder of further models; HVCOMPRESS_DEBUG=1"]
+    lines += ["", "environment: HVCOMPRESS_MODELS, a folder of further models"]
+    lines += ["             HVCOMPRESS_DEBUG=1, for the traceback of an error"]
     parser = _Parser(
         prog="hvcompress",
         description="A learned lossy image codec. Its .hvci files decode alike on every machine.",
@@ -142,7 +143,9 @@ def make_parser() -> argparse.ArgumentParser:
             action="store_true",
             help="skip outputs that are up to date",
         )
-        made.add_argument("--summary", metavar="FILE", help="write a table of what came of each file, .csv or .json")
+        made.add_argument(
+            "--summary", metavar="FILE", help="write, or replace, a table of what came of each file, .csv or .json"
+        )
 
     encode = command(
         "encode",
@@ -153,7 +156,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     encode.set_defaults(task_of=encoding_of)
     encode.usage = "%(prog)s [options] INPUT..."  # all of them would fill the screen
-    encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
+    encode.add_argument(
+        "input", nargs="+", metavar="INPUT", help="any image that Pillow reads, but PostScript; - is standard input"
+    )
     output_arguments(encode, "images")
     rate = encode.add_mutually_exclusive_group()
     quality_argument(rate)
@@ -167,11 +172,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="instead: makes bpp + X * MSE smallest, 0.001 to 0.25",
     )
-    encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never miss --psnr")
+    encode.add_argument("--strict", action="store_true", help="never exceed --bpp or --size, never fall below --psnr")
     beta_arguments(encode)
-    encode.add_argument("--effort", type=_effort, default=1, metavar="1..9", help="time for smaller files (default: 1)")
     encode.add_argument(
-        "--no-verify", action="store_true", help="do not decode the result to check it (up to effort 3)"
+        "--effort", type=_effort, default=1, metavar="1..9", help="spend time on a smaller file (default: 1)"
+    )
+    encode.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not decode the result to check it (from effort 4 on it is done all the same)",
     )
 
     decode = command(
@@ -236,7 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
             "--memory-limit",
             type=_bytes,
             metavar="SIZE",
-            help="of a picture; refuse larger needs, as 500M or 6G, k being 1024 (default: what is free)",
+            help="refuse a picture that needs more, as 500M or 6G, k being 1024 (default: what is free)",
         )
         made.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
         made.add_argument("--quiet", action="store_true", help="print nothing but errors")

@@ -17,8 +17,8 @@ from numbers import Integral, Real
 from .errors import UsageError
 
 LEVELS = 101  # quality 0..100
-LAMBDA_MIN = 0.0010  # quality 0: about 0.1 bpp on photographs
-LAMBDA_MAX = 0.2500  # quality 100: about 2 bpp
+LAMBDA_MIN = 0.0010  # quality 0: about 0.08 bpp on photographs
+LAMBDA_MAX = 0.2500  # quality 100: about 1.7 bpp
 _LOG_RANGE = math.log(LAMBDA_MAX / LAMBDA_MIN)
 MAX_OFFSET = 40  # |offset| stored in a file; beta between about 1/9 and 9
 
