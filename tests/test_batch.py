@@ -136,3 +136,16 @@ def test_command_line_refuses_odd_jobs(capsys):
     assert main(["decode", "-j", "-2", "x.hvci"]) == UsageError.exit_code
     assert main(["decode", "-j", "many", "x.hvci"]) == UsageError.exit_code
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_an_error_of_the_items_comes_after_what_they_gave(jobs):
+    def items():
+        yield from range(5)
+        raise KeyError("items")
+
+    made = []
+    with pytest.raises(KeyError, match="items"):
+        for done in in_order(lambda number: number * number, items(), jobs):
+            made.append(done.result())
+    assert made == [0, 1, 4, 9, 16]

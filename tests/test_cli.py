@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from PIL import Image, ImageCms, ImageFile, features
 from test_metadata import XMP_PACKET, exif_data
 
 import hvcompress
-from hvcompress import container, errors
+from hvcompress import console, container, errors, model
 from hvcompress.cli import main
 from hvcompress.console import exit_codes
-from hvcompress.errors import HvcompressError, MismatchError, UsageError
+from hvcompress.container import MAGIC
+from hvcompress.errors import HvcompressError, InputError, MismatchError, ModelError, UsageError
 from hvcompress.image_writing import FORMATS
 from hvcompress.jobs import Inputs, jobs_for
 from hvcompress.metadata import EXIF_PREFIX
@@ -937,3 +939,28 @@ def test_the_shipped_model(here, capsys):
     assert f"({DEFAULT_MODEL})" in capsys.readouterr().out
     assert main(["decode", "a.hvci", "-o", "b.png"]) == 0
     assert main(["test"]) == 0
+
+
+def test_standard_input_is_read_whole_or_not_at_all(monkeypatch):
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stream))
+        with pytest.raises(InputError, match="O_NONBLOCK"):
+            console.read_standard_input()
+        os.set_blocking(reading, True)
+        os.write(writing, MAGIC[:2] + b"something else")  # and more may follow for ever
+        assert console.read_standard_input(MAGIC) == MAGIC[:2] + b"s"
+        os.write(writing, MAGIC + b"rest")
+        stream.read(len(b"omething else"))
+        os.close(writing)
+        assert console.read_standard_input(MAGIC) == MAGIC + b"rest"
+
+
+@pytest.mark.parametrize("shelf", ["x" * 300, "no/such"])
+def test_a_shelf_that_cannot_be_looked_at_is_passed_over(shelf, monkeypatch):
+    expected = {folder.name for folder in model.find_models()}
+    monkeypatch.setenv("HVCOMPRESS_MODELS", shelf)
+    assert {folder.name for folder in model.find_models()} <= expected
+    with pytest.raises(ModelError, match="unknown model"):
+        model.find_model("y" * 300)

@@ -148,9 +148,36 @@ def test_batches_that_overlap_share_and_restore(three_threads, first_to_end):
     next(running[1])
     assert torch.get_num_threads() == 2
     running.pop(first_to_end).close()
-    assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 8  # a number of this thread; those of the other batch keep theirs
     running.pop().close()
     assert torch.get_num_threads() == 8
+    torch.set_num_threads(3)
+
+
+def test_batches_of_several_threads_restore_their_own(three_threads):
+    """torch's number of threads is one of each thread: who ends first must not leave the other's share behind."""
+    torch.set_num_threads(8)
+    counts = []
+
+    def other(begun: threading.Event, ended: threading.Event) -> None:
+        running = batch.in_order(lambda number: number, range(9), 2)
+        next(running)
+        begun.set()
+        assert ended.wait(20)
+        running.close()
+
+    for _ in range(3):
+        begun, ended = threading.Event(), threading.Event()
+        thread = threading.Thread(target=other, args=(begun, ended))
+        running = batch.in_order(lambda number: number, range(9), 2)
+        next(running)
+        thread.start()
+        assert begun.wait(20)
+        running.close()  # before the other's
+        ended.set()
+        thread.join()
+        counts.append(torch.get_num_threads())
+    assert counts == [8, 8, 8]
     torch.set_num_threads(3)
 
 

@@ -89,3 +89,10 @@ def test_without_fonts_there_is_one_clear_error(paths, monkeypatch):
     with pytest.raises(UsageError, match=r"hvcompress\[train\]"):
         Crops(paths, 64, (1.0, 1.0), 5, 0.1)
     assert Crops(paths, 64, (1.0, 1.0), 5).drawn_share == 0.0
+
+
+def test_a_pane_without_a_pixel_is_left_out(photograph):
+    canvas, rng = Image.new("RGB", (32, 32)), np.random.default_rng(3)
+    for box in ((5, 0, 5, 32), (0, 7, 32, 7)):
+        drawings._pane(canvas, box, rng, drawings._theme(rng), photograph)
+    assert np.asarray(canvas).max() == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvcompress.errors import OutputError, UsageError
-from hvcompress.files import write_atomically
+from hvcompress.files import check_place, write_atomically
 
 
 def test_a_new_file(tmp_path):
@@ -154,3 +154,8 @@ def test_a_file_that_appears_meanwhile_is_not_clobbered(tmp_path, monkeypatch, l
 def test_a_full_device_is_an_output_error():
     with pytest.raises(OutputError, match="space"):
         write_atomically(Path("/dev/full"), b"x", overwrite=True)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_beforehand(tmp_path):
+    with pytest.raises(OutputError, match="is a directory"):
+        check_place(str(tmp_path))

@@ -229,6 +229,18 @@ def test_the_table_is_written_after_an_interrupt_too(tree, codec, monkeypatch):
     assert len(json.loads(Path("table.json").read_text())) == 2
 
 
+def test_a_file_that_is_done_is_not_told_as_failed_too(tree, codec, monkeypatch, capsys):
+    """Where nobody reads the lines any more: an error of the telling, after which nothing more is done."""
+    outcomes = []
+    monkeypatch.setattr(reporting, "_say_outcome", lambda *arguments: 1 // 0)
+    monkeypatch.setattr(reporting, "_sum_up", lambda made, report: outcomes.extend(made))
+    assert encode("--output-dir", "out") == 70
+    assert outcomes and {outcome.status for outcome in outcomes} == {work.DONE}
+    assert (
+        len({outcome.file for outcome in outcomes}) == len(outcomes) and "ZeroDivisionError" in capsys.readouterr().err
+    )
+
+
 def test_work_whose_turn_has_not_come_is_in_the_table_too(tree, codec, monkeypatch):
     """The first file takes longer than the second, and the interrupt comes when the second is done."""
     second = threading.Event()

@@ -617,3 +617,37 @@ def test_many_threads_may_read_at_once():
     for thread in threads:
         thread.join()
     assert not failures and Image.MAX_IMAGE_PIXELS == before
+
+
+def icon(picture: bytes) -> bytes:
+    """An .ico file of one picture, which is 16x16 by the file's directory."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 24, len(picture), 22) + picture
+
+
+def bitmap_header(width: int, height: int) -> bytes:
+    return struct.pack("<IiiHHIIIIII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("header", [png_header, bitmap_header])
+def test_icons_are_refused_by_the_size_of_what_they_hold(header, monkeypatch):
+    """Pillow decodes an icon while it opens it."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *a: pytest.fail("pixels were decoded"))
+    with pytest.raises(LimitError, match="more than an icon has"):
+        read_picture(icon(header(12000, 10000)))
+    monkeypatch.undo()
+    for cut in range(80):
+        with pytest.raises((InputError, LimitError)):
+            read_picture(icon(header(16, 16))[:cut])
+
+
+@pytest.mark.parametrize("side", [16, 256, 512])
+def test_icons(side):
+    pixels = RNG.integers(0, 256, (side, side, 4), dtype=np.uint8)
+    picture = read_picture(icon(saved(Image.fromarray(pixels))))
+    assert np.array_equal(picture.pixels, pixels[..., :3]) and np.array_equal(picture.alpha, pixels[..., 3])
+
+
+def test_icons_of_macos_are_refused():
+    written = saved(Image.fromarray(RNG.integers(0, 256, (64, 64, 4), dtype=np.uint8)), "ICNS")
+    with pytest.raises(InputError, match="take one of them"):
+        read_picture(written)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
 
 from hvcompress import memory
+from hvcompress.analysis.rates import layer_rates
+from hvcompress.errors import LimitError
+from hvcompress.image_reading import read_picture
 
 PROGRAM = """
 import resource, sys
@@ -74,3 +79,14 @@ assert hvcompress.cli.main() == 0 and gc.get_threshold()[0] >= 50_000
 assert hvcompress.cli.main(["--version"]) == 0
 """
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_looking_into_a_file_is_refused_where_its_memory_is_not_there(tiny, photo):
+    data = tiny.encode(read_picture(photo), 40).data
+    looks = (tiny.decode, tiny.latents, tiny.information, tiny.position_bits, partial(layer_rates, tiny))
+    for look in looks:
+        look(data, memory_limit=1 << 40)
+        with pytest.raises(LimitError, match="GiB of memory"):
+            look(data, memory_limit=1 << 20)
+    for position, symbols in zip(tiny.position_bits(data), tiny.information(data), strict=True):
+        assert np.allclose(position, symbols.sum(0), rtol=1e-12)

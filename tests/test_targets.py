@@ -200,6 +200,15 @@ def test_numbers_that_make_no_sense(wrong):
         rate_of(size=1000.5)
 
 
+def test_numbers_of_any_kind_and_size():
+    target = Target(size=np.int16(5000))
+    assert target == Target(size=5000) and type(target.size) is int
+    assert Target(bpp=np.float16(0.5)) == Target(bpp=0.5) and type(Target(psnr=np.float32(30)).psnr) is float
+    for huge in ({"bpp": 1e308}, {"psnr": 1e308}, {"size": 10**400}, {"bpp": 10**400}, {"psnr": np.float16(np.inf)}):
+        with pytest.raises(UsageError, match="must be"):
+            Target(**huge)
+
+
 def test_lambda_is_the_nearest_quality():
     assert [quality_of(lambda_of(q)) for q in range(LEVELS)] == list(range(LEVELS))
     assert quality_of(lambda_of(40.4)) == 40 and quality_of(lambda_of(40.6)) == 41

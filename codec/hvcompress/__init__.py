@@ -262,7 +262,12 @@ def _several(items: Iterable) -> Iterable:
 
 
 def latents(
-    data: bytes, layers: int | None = None, *, model: str | os.PathLike | None = None, device: str = "auto"
+    data: bytes,
+    layers: int | None = None,
+    *,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    memory_limit: int | None = None,
 ) -> list[np.ndarray]:
     """What an .hvci file says before any pixel is computed: its latents, coarse to fine, (c, h, w) float32 each.
 
@@ -274,7 +279,7 @@ def latents(
     from .loading import codec_for
 
     data = file_bytes(data)
-    return codec_for(data, device, model).latents(data, layers)
+    return codec_for(data, device, model).latents(data, layers, memory_limit=memory_limit)
 
 
 def load_model(name_or_path: str | os.PathLike | None = None, device: str = "auto") -> Codec:

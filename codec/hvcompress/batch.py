@@ -60,14 +60,17 @@ def in_order(
             yield _done(work, item)
         return
     pending: deque[Future] = deque()
+    failures: list[Exception] = []  # of the items themselves: told when what came before them is done
     with _shared_threads(jobs), ThreadPoolExecutor(jobs, "hvcompress") as pool:
         try:
-            for item in items:
+            for item in _until_failure(items, failures):
                 pending.append(pool.submit(work, item))
                 if len(pending) == 2 * jobs:
                     yield _awaited(pending)
             while pending:
                 yield _awaited(pending)
+            if failures:
+                raise failures.pop()
         finally:
             if stopped is not None:
                 stopped.set()
@@ -80,6 +83,13 @@ def results(work: Callable[[Any], Any], items: Iterable, jobs: int) -> Iterator[
     with closing(in_order(work, items, jobs)) as finished:
         for done in finished:
             yield done.result()
+
+
+def _until_failure(items: Iterable, failures: list[Exception]) -> Iterator[Any]:
+    try:
+        yield from items
+    except Exception as error:
+        failures.append(error)
 
 
 def _done(work: Callable[[Any], Any], item: Any) -> Future:
@@ -106,7 +116,7 @@ _threads_before = 1  # torch's threads when the first of them began
 
 @contextmanager
 def _shared_threads(jobs: int) -> Iterator[None]:
-    """Batches that overlap share as well, and the last to end restores what the first has found."""
+    """Batches that overlap share as well. torch has a number for every thread, and each batch restores its own's."""
     import torch
 
     global _threads_before
@@ -119,5 +129,6 @@ def _shared_threads(jobs: int) -> Iterator[None]:
         yield
     finally:
         with _sharing:
-            _sharers.remove(jobs)
-            torch.set_num_threads(max(1, _threads_before // max(1, sum(_sharers))))
+            if jobs in _sharers:  # or this is a forked process, which has one thread (`forking.py`)
+                _sharers.remove(jobs)
+                torch.set_num_threads(_threads_before)  # of this thread: no other can do that for it

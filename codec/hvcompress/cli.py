@@ -28,6 +28,7 @@ from .commands import (
     test_command,
 )
 from .console import (
+    any_name_can_be_told,
     complain,
     debugging,
     exit_codes,
@@ -43,9 +44,7 @@ from .quality import LEVELS, offset_of, quality_of
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code. Never raises, never prints a traceback unless HVCOMPRESS_DEBUG is set."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # None, or replaced by something simpler
-            stream.reconfigure(errors="backslashreplace")
+    any_name_can_be_told()
     if not debugging():
         # What libraries have to remark on a picture is either an error, then we say it, or of no concern to a user.
         warnings.simplefilter("ignore")
@@ -97,8 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     lines = ["example: hvcompress encode photo.png && hvcompress decode photo.hvci -o out.png"]
     lines += ["exit codes (of several files that fail, the first decides):"]
     lines += [f"  {code:3}  {meaning}" for code, meaning in exit_codes().items()]
-    lines += ["", "environment: HVCOMPRESS_MODELS, a folder of further models"]
-    lines += ["             HVCOMPRESS_DEBUG=1, for the traceback of an error"]
+    lines += ["", "environment: HVCOMPRESS_MODELS (more models), HVCOMPRESS_DEBUG=1 (tracebacks)"]
     parser = _Parser(
         prog="hvcompress",
         description="A learned lossy image codec. Its .hvci files decode alike on every machine.",
@@ -143,9 +141,7 @@ def make_parser() -> argparse.ArgumentParser:
             action="store_true",
             help="skip outputs that are up to date",
         )
-        made.add_argument(
-            "--summary", metavar="FILE", help="write, or replace, a table of what came of each file, .csv or .json"
-        )
+        made.add_argument("--summary", metavar="FILE", help="write or replace a table of all files, .csv or .json")
 
     encode = command(
         "encode",
@@ -156,9 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     encode.set_defaults(task_of=encoding_of)
     encode.usage = "%(prog)s [options] INPUT..."  # all of them would fill the screen
-    encode.add_argument(
-        "input", nargs="+", metavar="INPUT", help="any image that Pillow reads, but PostScript; - is standard input"
-    )
+    encode.add_argument("input", nargs="+", metavar="INPUT", help="any image that Pillow reads; - is standard input")
     output_arguments(encode, "images")
     rate = encode.add_mutually_exclusive_group()
     quality_argument(rate)
@@ -180,7 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
     encode.add_argument(
         "--no-verify",
         action="store_true",
-        help="do not decode the result to check it (from effort 4 on it is done all the same)",
+        help="do not decode the result to check it (up to effort 3)",
     )
 
     decode = command(

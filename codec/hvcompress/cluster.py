@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 
 from .cli import parse
 from .commands import Task, encoding_of
-from .console import complain, debugging, stopped_in_good_order, told
+from .console import any_name_can_be_told, complain, debugging, stopped_in_good_order, told
 from .errors import HvcompressError, UsageError
 from .jobs import STANDARD, Job
 from .memory import use_memory_again
@@ -185,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cpus", type=_positive, default=1, metavar="N", help="cores for each of them (default: 1)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="of hvcompress: encode or decode, with its options")
     arguments = parser.parse_args(argv)
+    any_name_can_be_told()
     if not debugging():  # what Ray tells of itself is of no concern to a user
         warnings.simplefilter("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -6,6 +6,7 @@ what the range coder returns.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from .plan import padded
 from .precision import autocast
 from .quality import checked_offsets, is_whole, layer_qualities
 from .rows import Rows, cut
-from .segments import LatentHash, Segment, rows_of
+from .segments import LatentHash, Layers, Segment, rows_of
 from .self_test import QUALITIES, SIDES, SelfTest
 from .symbols import is_coded
 from .trellis import quantize
@@ -89,7 +90,8 @@ class Codec:
 
     def __init__(self, folder: ModelFolder, parts: Parts, device: torch.device):
         self.name, self.fingerprint, self.device = folder.name, folder.fingerprint, device
-        self.strides = tuple(latent.stride for latent in parts.topdown.config.latents)  # of the layers, coarse to fine
+        self._latents = parts.topdown.config.latents  # coarse to fine
+        self.strides = tuple(latent.stride for latent in self._latents)
         self.layers = len(self.strides)
         self._encoder = parts.encoder.to(device, memory_format=torch.channels_last)
         self._topdown = parts.topdown.to(device)
@@ -336,23 +338,47 @@ class Codec:
     @torch.inference_mode()
     def latent_digest(self, data: bytes) -> str:
         """SHA-256 of a file's decoded latents, 64 hex digits: the same on every device. Raises as `decode` does."""
-        return self._decode_latents(container.parse(data))[0].hex()
-
-    @torch.inference_mode()
-    def information(self, data: bytes) -> list[np.ndarray]:
-        """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
-        bits: list[list[np.ndarray]] = [[] for _ in self.strides]
         parsed = container.parse(data)
+        width, height = parsed.header.width, parsed.header.height
+        with self._memory(width, height, plan.needed_memory(width, height), None):
+            return self._decode_latents(parsed)[0].hex()
 
-        def look(segment: Segment) -> None:
-            found = self._coder.symbol_bits(segment.levels, segment.indices, parsed.header.state_bits)
-            bits[segment.layer].append(found)
+    def information(self, data: bytes, *, memory_limit: int | None = None) -> list[np.ndarray]:
+        """Bits of every symbol of a file under the model's tables: (c, h, w) each. Raises as `decode` does."""
+        return self._information(data, [latent.channels for latent in self._latents], memory_limit, lambda bits: bits)
 
-        self._decode_latents(parsed, look=look)
-        return [np.concatenate(parts, 1) for parts in bits]
+    def position_bits(self, data: bytes, *, memory_limit: int | None = None) -> list[np.ndarray]:
+        """`information`, summed over the channels: (h, w) each, which takes a thirtieth of the memory."""
+
+        def summed(bits: np.ndarray) -> np.ndarray:
+            return bits.sum(0, keepdims=True)
+
+        return [bits[0] for bits in self._information(data, [1] * self.layers, memory_limit, summed)]
 
     @torch.inference_mode()
-    def latents(self, data: bytes, layers: int | None = None) -> list[np.ndarray]:
+    def _information(
+        self, data: bytes, channels: list[int], memory_limit: int | None, kept: Callable[[np.ndarray], np.ndarray]
+    ) -> list[np.ndarray]:
+        """What is `kept` of the bits of all symbols, so many channels of each layer."""
+        parsed = container.parse(data)
+        state_bits, width, height = parsed.header.state_bits, parsed.header.width, parsed.header.height
+        shapes = [
+            (count, padded(height) // stride, padded(width) // stride)
+            for count, stride in zip(channels, self.strides, strict=True)
+        ]
+        needed = plan.needed_memory(width, height) + 8 * sum(map(math.prod, shapes))
+        with self._memory(width, height, needed, memory_limit):
+            found = Layers(shapes, np.float64)
+
+            def look(segment: Segment) -> None:
+                bits = self._coder.symbol_bits(segment.levels, segment.indices, state_bits)
+                found.add(segment.layer, kept(bits))
+
+            self._decode_latents(parsed, look=look)
+            return found.arrays
+
+    @torch.inference_mode()
+    def latents(self, data: bytes, layers: int | None = None, *, memory_limit: int | None = None) -> list[np.ndarray]:
         """The latents of a file's first `layers` layers (None: all), coarse to fine: (c, h, w) float32 each.
 
         What the file says before any pixel is computed, for search or recognition. h and w are the picture's sides
@@ -363,21 +389,23 @@ class Codec:
         count = self._check_layers(layers)
         parsed = container.parse(data)
         height, width = parsed.header.height, parsed.header.width
-        found: list[list[np.ndarray]] = [[] for _ in range(count)]
-
-        def look(segment: Segment) -> None:
-            inside = segment.z[0, :, :, : -(-width // self.strides[segment.layer])]
-            found[segment.layer].append(to_values(inside).cpu().numpy())
-
-        self._decode_latents(parsed, count, look, finer=False)
-        return [
-            np.concatenate(parts, 1)[:, : -(-height // stride)]
-            for parts, stride in zip(found, self.strides, strict=False)
+        shapes = [
+            (latent.channels, -(-height // latent.stride), -(-width // latent.stride))
+            for latent in self._latents[:count]
         ]
+        needed = plan.needed_memory(width, height) + 4 * sum(map(math.prod, shapes))
+        with self._memory(width, height, needed, memory_limit):
+            found = Layers(shapes, np.float32)
+
+            def look(segment: Segment) -> None:
+                found.add(segment.layer, to_values(segment.z[0]).cpu().numpy())
+
+            self._decode_latents(parsed, count, look, finer=False)
+            return found.arrays
 
     def estimated_bits(self, data: bytes) -> list[float]:
         """What the model's tables predict for each layer of a file, in bits, headers not included."""
-        return [float(bits.sum()) for bits in self.information(data)]
+        return [float(bits.sum()) for bits in self.position_bits(data)]
 
     def _decode_latents(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -69,6 +70,13 @@ def debugging() -> bool:
 def shown(name: str) -> str:
     """A name on one line, without anything that a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def any_name_can_be_told() -> None:
+    """Have standard output and error write what their encoding lacks as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # None, or replaced by something simpler
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str, stream: TextIO | None) -> None:
@@ -148,14 +156,25 @@ def complain(error: BaseException, name: str = "") -> int:
     return code
 
 
-def read_standard_input() -> bytes:
-    """All of it. Raises InputError."""
+def read_standard_input(magic: bytes = b"") -> bytes:
+    """All of it, if it starts with `magic`, else the first bytes alone. Raises InputError."""
     if sys.stdin is None:
         raise InputError("standard input is closed")
     try:
-        return sys.stdin.buffer.read()
+        head = _read_fully(len(magic)) if magic else b""
+        return head + _read_fully() if head == magic else head
     except OSError as error:
         raise InputError(f"standard input: {error.strerror}") from error
+
+
+def _read_fully(size: int = -1) -> bytes:
+    """Up to so many bytes of standard input (-1: all). Raises OSError, also where it does not wait for more to come."""
+    stream, waits = sys.stdin.buffer, True
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # Windows; not a file
+        waits = os.get_blocking(stream.fileno())
+    if not waits:
+        raise BlockingIOError(errno.EAGAIN, "it is set not to wait for data (O_NONBLOCK)")
+    return stream.read(size)
 
 
 def write_standard_output(data: bytes) -> None:

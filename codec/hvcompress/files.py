@@ -41,8 +41,10 @@ def reason(error: BaseException) -> str:
 
 
 def check_place(path: str) -> None:
-    """Raises OutputError where no file of that name can be made, for want of a folder or of permission."""
+    """Raises OutputError where no file of that name can be made: want of a folder, or of permission; or it is one."""
     folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise OutputError(f"cannot write {path}: is a directory")
     if not os.path.isdir(folder):
         raise OutputError(f"cannot write {path}: there is no such folder")
     if os.access(folder, os.W_OK) or os.path.lexists(path) and not os.path.isfile(path):

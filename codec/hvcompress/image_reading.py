@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from .tiff import describing
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_ICON = 2048  # pixels, of a side of what an .ico file may hold: 256, some have 1024; a bitmap's height counts twice
 _BAND = 1 << 18  # pixels that are converted at a time: a large picture is never in memory twice for that
 
 
@@ -122,6 +124,7 @@ def opened(file: io.BufferedIOBase, max_pixels: int, formats: tuple[str, ...] | 
         # The lock keeps two threads from restoring each other's filters.
         with _opening, warnings.catch_warnings(), _pillow_errors(max_pixels):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            _check_icon(file)
             try:
                 image = Image.open(file, formats=formats)
             except UnidentifiedImageError:
@@ -131,9 +134,27 @@ def opened(file: io.BufferedIOBase, max_pixels: int, formats: tuple[str, ...] | 
         try:
             if image.format == "EPS":
                 raise InputError("PostScript is a program, not an image; it is not run")
+            if image.format == "ICNS":  # Pillow decodes what it holds before it looks at the size of that
+                raise InputError("an icon of macOS holds several images; take one of them")
             yield image
         finally:
             image.close()
+
+
+def _check_icon(file: io.BufferedIOBase) -> None:
+    """Pillow decodes an .ico file's largest image while it opens the file, whatever size that image declares."""
+    file.seek(0)
+    head = file.read(6)
+    if head[:4] != b"\0\0\1\0":
+        return
+    entries = [file.read(16) for _ in range(int.from_bytes(head[4:6], "little"))]
+    for entry in entries:
+        file.seek(int.from_bytes(entry[12:16], "little"))
+        start = file.read(24)
+        is_png = start.startswith(b"\x89PNG")
+        width, height = struct.unpack_from(">II" if is_png else "<ii", start.ljust(24, b"\0"), 16 if is_png else 4)
+        if max(abs(width), abs(height)) > _ICON:
+            raise LimitError(f"{abs(width)}x{abs(height)}: more than an icon has")
 
 
 def _looks_like_heif(file: io.BufferedIOBase) -> bool:
@@ -163,7 +184,7 @@ def _pillow_errors(max_pixels: int) -> Iterator[None]:
         raise LimitError(f"the image has more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise InputError("not an image, or of a kind that Pillow does not know") from error
-    except (InputError, MemoryError):
+    except (InputError, LimitError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"the image is damaged or truncated ({reason(error)})") from error

@@ -160,7 +160,7 @@ def check(job: Job, force: bool, update: bool = False) -> None:
 
 def read_compressed(source: str) -> bytes:
     """The bytes of an .hvci file, or only the first few where it is none, however large it may be."""
-    return read_standard_input() if source == STANDARD else files.read_file(source, MAGIC)
+    return read_standard_input(MAGIC) if source == STANDARD else files.read_file(source, MAGIC)
 
 
 def write(job: Job, data: bytes, force: bool) -> None:

@@ -81,7 +81,10 @@ def find_models() -> list[ModelFolder]:
     """Every model that can be found by name; the first of a name wins. Damaged folders are passed over."""
     found: dict[str, ModelFolder] = {}
     for shelf in _shelves():
-        for config in sorted(shelf.glob(f"*/{CONFIG}")):
+        configs: list[Path] = []
+        with contextlib.suppress(OSError):  # a shelf that one may not look at is as good as none
+            configs = sorted(shelf.glob(f"*/{CONFIG}"))
+        for config in configs:
             with contextlib.suppress(ModelError):
                 folder = read_folder(config.parent)
                 found.setdefault(folder.name, folder)
@@ -97,7 +100,7 @@ def find_model(name: str | os.PathLike | None = None) -> ModelFolder:
             return folder
     # A path; or a folder of that name on a shelf, which was passed over because it is damaged: say so.
     for path in (Path(wanted), *(shelf / wanted for shelf in _shelves())):
-        if (path / CONFIG).is_file():
+        if os.path.isfile(path / CONFIG):  # False where it cannot be looked at
             return read_folder(path)
     known = ", ".join(folder.name for folder in models) or "none"
     raise ModelError(f"unknown model {wanted!r} (installed: {known})")

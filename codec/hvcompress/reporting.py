@@ -122,16 +122,24 @@ def _tell(
             overall(0, len(jobs))
         for number, (job, done) in enumerate(finished, 1):
             counter = f"[{number:{len(str(len(jobs)))}}/{len(jobs)}] " if len(jobs) > 1 else ""
-            try:
+            error = done.exception()
+            if error is None:
                 outcomes.append(done.result())
-                _clear(overall)
-                _say_outcome(outcomes[-1], job, f"{counter}{shown(job.name):{width}}", report)
-            except Exception as error:
+                try:
+                    _clear(overall)
+                    _say_outcome(outcomes[-1], job, f"{counter}{shown(job.name):{width}}", report)
+                except Exception as problem:  # of telling, not of the file
+                    error = problem
+            elif isinstance(error, Exception):
+                outcome = Outcome(job.source, job.output, FAILED, error=told(error)[1], exit_code=told(error)[0])
+                outcomes.append(outcome)
+            else:
+                raise error
+            if error is not None:
                 _clear(overall)
                 stops = isinstance(error, fatal)
                 code = complain(error, "" if stops else job.name)
                 first_code = first_code or code
-                outcomes.append(Outcome(job.source, job.output, FAILED, error=told(error)[1], exit_code=code))
                 if stops:
                     return first_code
             if overall is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,22 @@ def rows_of(prior: Prior, first: int, last: int) -> Prior:
 def _units_bytes(x: Tensor) -> bytes:
     """Units, multiples of 2^-10, in raster order, as little-endian int32."""
     return x.cpu().contiguous().numpy().astype("<i4").tobytes()
+
+
+class Layers:
+    """Arrays of whole layers, filled from segments as they come, of each layer from the top."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], kind: type):
+        """shapes: (c, h, w) of each layer; what of a segment lies to the right or below is left out."""
+        self.arrays = [np.empty(shape, kind) for shape in shapes]
+        self._filled = [0] * len(shapes)
+
+    def add(self, layer: int, part: np.ndarray) -> None:
+        """part: (c, rows, w)."""
+        array, top = self.arrays[layer], self._filled[layer]
+        inside = part[:, : max(0, array.shape[1] - top), : array.shape[2]]
+        array[:, top : top + inside.shape[1]] = inside
+        self._filled[layer] += part.shape[1]
 
 
 class LatentHash:

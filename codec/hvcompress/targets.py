@@ -43,6 +43,7 @@ _PATIENCE = 6  # qualities tried by interpolation; then the interval is halved
 _SHIFTS = 4  # trials with shifted layers
 _REPEATS = 3  # encodings at an effort above 1
 _USUAL_TRIALS = 5  # for the progress
+_MOST = 10**12  # of what may be asked for: no picture has it
 _MOST_DB = 200.0  # stands for infinite PSNR
 
 Progress = Callable[[int, int], None]
@@ -64,12 +65,14 @@ class Target:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.bpp, self.size, self.psnr)) != 1:
             raise UsageError("a target is exactly one of bpp, size and psnr")
-        if self.size is not None and not (is_whole(self.size) and self.size > 0):
+        if self.size is not None and not (is_whole(self.size) and _is_positive(self.size)):
             raise UsageError(f"size must be a whole number of bytes from 1, not {self.size!r}")
-        for name in ("bpp", "psnr"):
+        for name, kind in (("size", int), ("bpp", float), ("psnr", float)):
             value = getattr(self, name)
-            if value is not None and not _is_positive(value):
-                raise UsageError(f"{name} must be a positive number, not {value!r}")
+            if value is not None:
+                if not _is_positive(value):
+                    raise UsageError(f"{name} must be a positive number, not {value!r}")
+                object.__setattr__(self, name, kind(value))  # numpy's numbers overflow
 
 
 @dataclass(frozen=True)
@@ -475,4 +478,9 @@ def _value_of_psnr(decibels: float) -> float:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return 0 < float(value) <= _MOST
+    except OverflowError:  # a whole number beyond what a float holds
+        return False

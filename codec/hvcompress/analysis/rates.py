@@ -36,15 +36,16 @@ class HeatMap:
     white: float  # bits per pixel
 
 
-def layer_rates(codec: Codec, data: bytes) -> list[LayerRate]:
+def layer_rates(codec: Codec, data: bytes, memory_limit: int | None = None) -> list[LayerRate]:
     """The rates of a file's layers, coarse to fine. Decodes the latents, but no pixels.
 
-    codec: the model that the file was made with. data: the bytes of an .hvci file.
+    codec: the model that the file was made with. data: the bytes of an .hvci file. memory_limit: as `Codec.decode` has
+    it.
     Raises what `Codec.decode` raises.
     """
     parsed = container.parse(data)
     header = parsed.header
-    maps = [information.sum(0) for information in codec.information(data)]  # (h, w) each
+    maps = codec.position_bits(data, memory_limit=memory_limit)  # (h, w) each
     bits = [8 * len(stream) for stream in parsed.streams]
     total = sum(bits) or 1  # streams may all be empty, where nothing is coded or every symbol is the likeliest
     return [

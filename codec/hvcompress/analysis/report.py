@@ -76,7 +76,7 @@ def report(
             progress(done, codec.layers + 2)
 
     tick()
-    rates = layer_rates(codec, data)
+    rates = layer_rates(codec, data, memory_limit)
     previews, distances = [], []  # of the first 1, 2, ... layers
     for layers in range(1, codec.layers + 1):
         tick()

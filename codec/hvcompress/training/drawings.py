@@ -103,6 +103,8 @@ def _panes(rng: np.random.Generator, box: Box) -> list[Box]:
 
 
 def _pane(canvas: Image.Image, box: Box, rng: np.random.Generator, theme: Theme, photograph: np.ndarray) -> None:
+    if box[0] >= box[2] or box[1] >= box[3]:  # cut from one that was a pixel or two wide
+        return
     pen = ImageDraw.Draw(canvas)
     ground = theme.paper
     if rng.random() < 0.5:
