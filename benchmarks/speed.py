@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent / "codec"))
 
 # Nothing here may import torch: the processes of the other codecs import this module, and their memory is measured.
 import numpy as np  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
+from PIL import Image, ImageOps, features  # noqa: E402
 
 import learned  # noqa: E402
 from classical import pillow_decode, save  # noqa: E402
@@ -190,7 +190,7 @@ def start_up(device: str, model: str | None, repeats: int) -> dict[str, float]:
     )
     runs = []
     for _ in range(repeats + 1):
-        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
         runs.append([float(value) for value in out.split()])
     torch_s, load_s = np.median(runs[1:], 0)
     return {"import torch": round(float(torch_s), 3), "load model": round(float(load_s), 3)}
@@ -290,9 +290,13 @@ def main() -> None:
     def task(codec: str, size: tuple[int, int]) -> Task:
         return Task(codec, *size, paths, options.repeats, options.device, options.model)
 
+    facts = {"model": model.name, "fingerprint": model.fingerprint, "machine": platform.machine()}
+    facts |= {"cores": cores(), "cpus": os.cpu_count(), "device": options.device}
     start = start_up(options.device, options.model, options.repeats)
     print("start-up: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in start.items()), flush=True)
     others = (*OTHERS, UNTRAINED) if learned.installed() else tuple(OTHERS)
+    if not features.check("avif"):
+        others = tuple(name for name in others if not name.startswith("AVIF"))
     results = []
     for size in sizes:
         for codec in (OURS, *(() if options.only_ours else others)):
@@ -300,6 +304,7 @@ def main() -> None:
             results.append(row)
             line = f"{codec} {size[0]}x{size[1]}: encode {row['encode']:.3f} s, decode {row['decode']:.3f} s"
             print(line, flush=True)
+            keep(options.out, facts | {"start_up_s": start}, results)  # what follows may fail, or be cut off
     throughput = []
     for jobs, rows in sorted(_by_jobs(alone(batch, task(OURS, sizes[0]))).items()):
         middle = medians(rows)
@@ -318,11 +323,13 @@ def main() -> None:
         print(f"decoding with exact convolutions in float32 takes {gain:.2f} times as long as with products of bytes")
     if compiled is not None:
         print(f"the range coder's loops in Python take {compiled:.1f} times as long to decode as compiled ones")
-    facts = {"model": model.name, "fingerprint": model.fingerprint, "machine": platform.machine()}
-    facts |= {"cores": cores(), "cpus": os.cpu_count(), "device": options.device}
     facts |= {"start_up_s": start, "throughput": throughput}
     facts |= {"float32_over_bytes": gain, "python_over_compiled": compiled}
-    write_rows(options.out, facts | {"rows": [{k: _short(v) for k, v in row.items()} for row in results]})
+    keep(options.out, facts, results)
+
+
+def keep(out: Path, facts: dict, results: list[dict]) -> None:
+    write_rows(out, facts | {"rows": [{k: _short(v) for k, v in row.items()} for row in results]})
 
 
 def _by_jobs(rows: list[dict]) -> dict[int, list[dict]]:

@@ -222,11 +222,12 @@ from triton.compiler import ASTSource, compile
 from hvcompress.kernels import convolve, viterbi
 
 
-def compiled(kernel, signature, constants, capability):
+def compiled(kernel, signature, constants, capability, multiples=()):
     names = kernel.arg_names
     types = {name: "constexpr" if name in constants else signature.get(name, "i32") for name in names}
     places = {(names.index(name),): value for name, value in constants.items()}
-    return compile(ASTSource(kernel, types, places), GPUTarget("cuda", capability, 32)).asm
+    known = {(names.index(name),): [["tt.divisibility", 16]] for name in multiples}
+    return compile(ASTSource(kernel, types, places, known), GPUTarget("cuda", capability, 32)).asm
 
 
 tiles = {"POSITIONS": convolve.POSITIONS, "OUTPUTS": convolve.OUTPUTS, "INPUTS": convolve.INPUTS, "TABLE_BITS": 10}
@@ -240,8 +241,10 @@ uses = [
 ]
 for capability, product in ((80, "mma.sync"), (90, "wgmma")):
     for kernel, flags, out in uses:
-        made = compiled(convolve._convolve, pointers | {"out": out}, tiles | flags | {"KERNEL": kernel}, capability)
-        assert product in made["ptx"] and "s8" in made["ptx"] and made["cubin"]
+        for multiples in ([], list(pointers), [*pointers, "inputs", "outputs"]):  # of 16, as most are: other code
+            signature, constants = pointers | {"out": out}, tiles | flags | {"KERNEL": kernel}
+            made = compiled(convolve._convolve, signature, constants, capability, multiples)
+            assert product in made["ptx"] and "s8" in made["ptx"] and made["cubin"]
     columns = {"costs": "*fp32", "came": "*i32", "ways": "*u8", "branches": "*u8"}
     for states in (256, 4096):
         assert compiled(viterbi._viterbi, columns, {"STATES": states}, capability)["cubin"]

@@ -12,6 +12,7 @@ from . import container
 from .codec import Codec
 from .devices import pick_device
 from .errors import DeviceError, HvcompressWarning
+from .files import reason
 from .model import ModelFolder, find_model, folder_for, load_parts
 
 _loaded: dict[tuple[str, str], Codec | DeviceError] = {}  # by model and device; an error is not tried again
@@ -40,8 +41,10 @@ def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
             try:
                 codec = Codec(folder, parts, picked)
                 answer = codec.self_test()
-            except RuntimeError as error:  # no kernel for this GPU, driver too old, out of its memory
-                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {str(error).splitlines()[0]}")
+            except Exception as error:  # no kernel for this GPU, driver too old, out of its memory; or one of Triton's
+                if picked.type == "cpu" and not isinstance(error, RuntimeError):
+                    raise
+                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {reason(error)}")
                 if not isinstance(error, torch.cuda.OutOfMemoryError):  # of which there may be enough another time
                     _loaded[key] = refusal
                 raise refusal from error

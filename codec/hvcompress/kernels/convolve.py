@@ -182,8 +182,9 @@ def _draw(shape: tuple[int, ...], low: int, high: int) -> Tensor:
 
 
 def _right_sums(device: torch.device) -> bool:
-    for kernel, channels, outputs in ((1, 256, 40), (3, 56, 33)):
-        shape, picture = (outputs, channels, kernel, kernel), (2, channels, 5, 7)
+    # Triton makes other code where numbers are multiples of 16, and there is more than one tile of positions.
+    for kernel, channels, outputs, height in ((1, 256, 40, 5), (3, 56, 33, 5), (1, 160, 80, 40), (3, 80, 80, 40)):
+        shape, picture = (outputs, channels, kernel, kernel), (2, channels, height, 7)
         zero = torch.zeros(outputs, 1, 1, dtype=torch.int32, device=device)
         for m in (_draw(shape, -127, 127), torch.full(shape, -127), torch.full(shape, 127)):
             m = m.to(device, torch.int8)
@@ -196,8 +197,12 @@ def _right_sums(device: torch.device) -> bool:
 
 
 def _right_block(device: torch.device) -> bool:
-    """A block of all sorts of numbers, beside the same by plain operations in int32."""
-    channels, hidden, bits = 48, 40, 10
+    """Blocks of all sorts of numbers, beside the same by plain operations in int32."""
+    return all(_right_block_of(device, channels, hidden) for channels, hidden in ((48, 40), (96, 48)))
+
+
+def _right_block_of(device: torch.device, channels: int, hidden: int) -> bool:
+    bits = 10
     x = _draw((2, channels, 6, 5), -32768, 32767).to(device, torch.int16)
     gain = _draw((2, hidden), -(1 << 15), 1 << 15).to(device, torch.int32)
     shift = _draw((2, hidden), -(1 << 27), 1 << 27).to(device, torch.int32)

@@ -71,7 +71,8 @@ def _end_recording(device: torch.device, pool: tuple[int, int]) -> None:
     with contextlib.suppress(Exception):
         end(device.index, pool)
     with contextlib.suppress(Exception):  # the generator's state is put right by a recording that succeeds
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)):
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
             torch.zeros(1, device=device).add_(1)
 
 
@@ -163,6 +164,11 @@ class RecordedWalks:
             self.give_up()
             return None
         return recorded
+
+    def count(self) -> int:
+        """Recordings that are there, and not in use."""
+        with self._lock:
+            return sum(map(len, self._idle.values()))
 
     def give_up(self) -> None:
         """Give back the memory of all recordings that are not in use."""

@@ -15,6 +15,10 @@ from torch import Tensor
 from ..machine import Machine
 from .convolve import on
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
+    # Their compiler ends the whole process at a gather from a vector that several warps hold (triton #6958).
+    raise ImportError("the search takes Triton 3.4 or newer")
+
 WAYS = 1 << 28  # bytes of a GPU's memory for the ways that its lanes came, at most
 
 
