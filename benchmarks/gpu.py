@@ -144,12 +144,12 @@ def waited_copies() -> Iterator[None]:
 
     fetch, send = codec_module.fetch, codec_module.send
     codec_module.fetch = pixels_module.fetch = segments.fetch = fetched
-    codec_module.send = torch.Tensor.to
+    codec_module.send = pixels_module.send = torch.Tensor.to
     try:
         yield
     finally:
         codec_module.fetch = pixels_module.fetch = segments.fetch = fetch
-        codec_module.send = send
+        codec_module.send = pixels_module.send = send
 
 
 def seconds(work, rounds: int = 5, warm_up: int = 3) -> float:

@@ -218,7 +218,7 @@ class Codec:
         """
         encoder = self._encoder if encoder is None else encoder
         qualities = self._qualities(quality, offsets)
-        features = Features(encoder, pixels, torch.tensor([quality], device=self.device), self.strides[-1])
+        features = Features(encoder, pixels, self._on_device([quality]), self.strides[-1])
         latents = LatentHash(self.layers)
         steps = self._steps(features.height, features.width)
         tick = _ticker(steps, progress)
@@ -323,7 +323,7 @@ class Codec:
         columns, rows = slice(left, left + width), (top, top + height)
         whole = rows == (0, header.height)  # then all segments are decoded, also those that lie in the padding
         last = Rows(padded(header.height) // self.strides[-1])
-        level = torch.tensor([header.quality], device=self.device)
+        level = self._on_device([header.quality])
         size = header.height, header.width
         painter = Painter(self._synthesis, last, level, size, header.gray, rows, columns, bits)
         _, coder = self._decode_latents(
@@ -557,9 +557,13 @@ class Codec:
 
     # ---------------------------------------------------------------------------------------------- helpers
 
+    def _on_device(self, values: list) -> Tensor:
+        """As int64, without waiting for what a GPU is doing."""
+        return send(torch.tensor(values), self.device)
+
     def _qualities(self, quality: int, offsets: Sequence[int]) -> Tensor:
         """(1, L) quality index of every layer."""
-        return torch.tensor([layer_qualities(quality, offsets)], device=self.device)
+        return self._on_device([layer_qualities(quality, offsets)])
 
     @torch.inference_mode()
     def self_test(self) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import plan
-from .kernels.copies import fetch
+from .kernels.copies import fetch, send
 from .network import PIXEL_STRIDE, Encoder, Synthesis, samples_of
 from .plan import padded
 from .rows import Rows
@@ -23,7 +23,7 @@ def to_tensor(pixels: np.ndarray, device: torch.device, first: int = 0, last: in
     """
     height, width = pixels.shape[:2]
     last = padded(height) if last is None else last
-    inside = torch.tensor(pixels[min(first, height - 1) : last], device=device)
+    inside = send(torch.tensor(pixels[min(first, height - 1) : last]), device)
     image = inside.permute(2, 0, 1)[None].float() / 255.0
     image = F.pad(image, (0, padded(width) - width, 0, last - first - len(inside)), mode="replicate")
     return image.contiguous(memory_format=torch.channels_last)
