@@ -41,7 +41,8 @@ def read_picture(
     F, LAB and true 32-bit integers. 16-bit gray is rounded to 8 bits; 16-bit colour arrives from Pillow cut to 8. The
     EXIF orientation is applied, CMYK goes through its profile, of several frames the first is taken. An ICC profile
     is kept if it describes the colours that are kept (RGB, or gray for gray); EXIF and XMP are kept without thumbnail
-    and orientation. HEIC takes the package pillow-heif.
+    and orientation. HEIC takes the package pillow-heif. PostScript, and macOS's
+    icons, are refused.
 
     max_pixels may lower the format's limit. memory_limit: in bytes, for coding the picture; None is what the machine
     has to spare. While a file is read, Pillow's copy, of 4 bytes per pixel, is in memory beside ours, of 3 (4 with
