@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -147,13 +148,16 @@ def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
+Smoothing = Literal["none", "grey", "thirds"]  # of edges: by shades of the whole pixel, or of its red, green and blue
+
+
 @dataclass(frozen=True)
 class Hand:
     """How something is written."""
 
     path: Path
     size: int  # pixels
-    smoothing: str  # "none", "grey", or "thirds" of a pixel
+    smoothing: Smoothing
     alphabet: str
 
 
