@@ -12,7 +12,6 @@ from . import container
 from .codec import Codec
 from .devices import pick_device
 from .errors import DeviceError, HvcompressWarning
-from .files import reason
 from .model import ModelFolder, find_model, folder_for, load_parts
 
 _loaded: dict[tuple[str, str], Codec | DeviceError] = {}  # by model and device; an error is not tried again
@@ -44,7 +43,8 @@ def _load_on(folder: ModelFolder, picked: torch.device) -> Codec:
             except Exception as error:  # no kernel for this GPU, driver too old, out of its memory; or one of Triton's
                 if picked.type == "cpu" and not isinstance(error, RuntimeError):
                     raise
-                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {reason(error)}")
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                refusal = DeviceError(f"{picked} cannot run model {folder.name}: {first_line}")
                 if not isinstance(error, torch.cuda.OutOfMemoryError):  # of which there may be enough another time
                     _loaded[key] = refusal
                 raise refusal from error
