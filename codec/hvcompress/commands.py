@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
-from .console import say, shown
+from .console import read_standard_input, say, shown
 from .container import MAGIC, FileInfo, read_info
 from .errors import DeviceError, HvcompressError, ModelError, UsageError
 from .files import is_special, read_file
@@ -200,13 +200,16 @@ def rates_command(args: argparse.Namespace) -> int:
 
 def _read_compressed_or_picture(source: str) -> bytes | Picture:
     """The bytes of an .hvci file; of any other, the picture in it."""
-    piped = source != STANDARD and is_special(source)  # and can be read only once
-    data = read_file(source, b"") if piped else read_compressed(source)
+    once = source == STANDARD or is_special(source)  # what can be read only once is read to its end
+    if source == STANDARD:
+        data = read_standard_input()
+    else:
+        data = read_file(source, b"" if once else MAGIC)
     if data.startswith(MAGIC):
         return data
     from .image_reading import read_picture
 
-    return read_picture(data if piped or source == STANDARD else source)
+    return read_picture(data if once else source)
 
 
 def _draw_maps(rates: list[LayerRate], info: FileInfo, maps: list[Job], force: bool) -> list[dict]:
