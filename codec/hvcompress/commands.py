@@ -201,10 +201,7 @@ def rates_command(args: argparse.Namespace) -> int:
 def _read_compressed_or_picture(source: str) -> bytes | Picture:
     """The bytes of an .hvci file; of any other, the picture in it."""
     once = source == STANDARD or is_special(source)  # what can be read only once is read to its end
-    if source == STANDARD:
-        data = read_standard_input()
-    else:
-        data = read_file(source, b"" if once else MAGIC)
+    data = read_standard_input() if source == STANDARD else read_file(source, b"" if once else MAGIC)
     if data.startswith(MAGIC):
         return data
     from .image_reading import read_picture
